@@ -1,0 +1,83 @@
+# Everything a newcomer or CI runs. Needs make, Python >= 3.11 with venv, and PyPI (or a mirror of it); no root.
+#
+#   make demo            a picture in demo/demo.png
+#   make test            the default test suite
+#   make help            the rest
+#
+# Variables: PYTHON=/path/to/python (used when the environment is made), VENV=.venv,
+# JOBS=2 (test processes), PYTEST_ARGS="-k hann", BENCH="floor" (which benchmarks).
+
+VENV ?= .venv
+JOBS ?= 2
+PYTEST_ARGS ?=
+BENCH ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# One BLAS/OpenMP thread per process: the tests start their own worker processes.
+export OMP_NUM_THREADS ?= 1
+export OPENBLAS_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test lint format integration docs bench constraints clean distclean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+env: $(STAMP)  ## the virtual environment, with every extra, at the pinned versions
+
+# An interpreter counts only if it runs and is new enough (a version manager's shim may exist and not run).
+$(BIN)/python:
+	@py=""; for c in $(or $(PYTHON),python3.11 python3 python3.12 python3.13); do \
+	  if "$$c" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then py="$$c"; break; fi; \
+	done; \
+	if [ -z "$$py" ]; then echo "no Python >= 3.11 with venv and ensurepip found; name one: make PYTHON=/path/to/python3.11" >&2; exit 1; fi; \
+	echo "making $(VENV) with $$py ($$("$$py" --version))"; "$$py" -m venv $(VENV)
+
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -b constraints.txt -e '.[dev,all]'
+	@touch $@
+
+demo: $(STAMP)  ## a scene, its reconstruction on a local cluster, and demo/demo.png
+	$(BIN)/geopatch demo
+
+test: $(STAMP)  ## the default suite (no slow, no integration tests)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
+
+# pytest exits 5 when it collected nothing, so an empty selection fails here too.
+# tests/services/up.sh, once it exists, starts what the tests talk to; it must be safe to run twice.
+integration: $(STAMP)  ## slow and integration tests, one at a time (they measure memory and kill processes)
+	@if [ -f tests/services/up.sh ]; then bash tests/services/up.sh; fi
+	$(BIN)/python -m pytest -m "slow or integration" --timeout 1500 $(PYTEST_ARGS)
+
+lint: $(STAMP)  ## ruff, mypy, and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/lint-imports
+
+format: $(STAMP)  ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(STAMP)  ## the documentation in docs/_build/html; warnings are errors
+	rm -rf docs/_build
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+bench: $(STAMP)  ## the benchmarks (see benchmarks/README.md)
+	$(BIN)/python benchmarks/run.py $(BENCH)
+
+# One resolution for every supported Python; the lines that differ carry environment markers.
+constraints: $(STAMP)  ## resolve constraints.txt anew
+	printf 'uv\nhatchling\n' | $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+	  --extra dev --extra all --no-header --no-annotate --no-emit-index-url -o constraints.txt pyproject.toml -
+
+clean:  ## what builds, tests and the demo left behind
+	rm -rf build dist demo docs/_build benchmarks/results .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache dask-scratch-space
+	find . -name .git -prune -o -name '.venv*' -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+distclean: clean  ## and the virtual environments
+	rm -rf $(VENV) .venv312

@@ -1,0 +1,1 @@
+"""Lazy inputs: each field is picklable configuration, opened where it is read."""

@@ -1,0 +1,239 @@
+"""The four axes together: split a field into patches, merge patches into a field.
+
+This is the in-RAM path, and the reference that every distributed run must equal bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from geopatch_dask.errors import OptionError
+from geopatch_dask.patch.anchors import Anchors
+from geopatch_dask.patch.boxes import Box
+from geopatch_dask.patch.config import Configurable, from_config
+from geopatch_dask.patch.domain import GridDomain
+from geopatch_dask.patch.geometry import Rectangular
+from geopatch_dask.patch.grid import PatchGrid
+from geopatch_dask.patch.patch import Patch
+from geopatch_dask.patch.sampler import Sampler
+from geopatch_dask.patch.window import Boxcar, Window
+
+__all__ = ["Merger", "Patcher", "Readable"]
+
+
+class Readable(Protocol):
+    """What the patcher needs of a field; see :class:`geopatch_dask.fields.base.Field`."""
+
+    @property
+    def domain(self) -> GridDomain:
+        """Axes, labels, georeference."""
+        ...
+
+    def read(self, box: Box) -> npt.NDArray[Any]:
+        """Cells of a box over all axes."""
+        ...
+
+
+class Merger(Protocol):
+    """What the patcher needs of an aggregation; see :mod:`geopatch_dask.aggregation`."""
+
+    @property
+    def weighted(self) -> bool:
+        """Whether window weights matter."""
+        ...
+
+    def collect(self, patches: Iterable[Patch], grid: PatchGrid, output: Any) -> Any:
+        """Aggregate patches over the whole of a grid."""
+        ...
+
+    def get_config(self) -> dict[str, Any]:
+        """Plain JSON."""
+        ...
+
+
+@dataclass(frozen=True)
+class Patcher:
+    """Geometry, sampler, window and aggregation.
+
+    Parameters
+    ----------
+    geometry : Rectangular
+        Shape of a patch, and the edge rule.
+    sampler : Sampler
+        Where patches sit.
+    window : Window
+        How much each cell of a patch counts, for aggregations that weigh.
+    aggregation : Aggregation
+        How overlapping patches become one value per cell.
+
+    Examples
+    --------
+    >>> import numpy as np, geopatch_dask as gp
+    >>> patcher = gp.Patcher(gp.Rectangular((4, 4)), gp.RegularStride((2, 2)), gp.Hann(), gp.OverlapAdd())
+    >>> field = gp.ArrayField(np.arange(36.0).reshape(6, 6))
+    >>> patches = (p.with_data(p.data * 2) for p in patcher.split(field))
+    >>> bool(np.allclose(patcher.merge(patches, field.domain), 2 * np.arange(36.0).reshape(6, 6)))
+    True
+    """
+
+    geometry: Rectangular
+    sampler: Sampler
+    window: Window
+    aggregation: Merger
+
+    def __init__(
+        self,
+        geometry: Rectangular,
+        sampler: Sampler,
+        window: Window | None = None,
+        aggregation: Merger | None = None,
+    ) -> None:
+        if aggregation is None:  # by name: aggregations live one floor up
+            aggregation = cast(Merger, from_config({"class": "OverlapAdd"}))
+        for name, value, kind in (
+            ("geometry", geometry, Rectangular),
+            ("sampler", sampler, Sampler),
+            ("window", window or Boxcar(), Window),
+            ("aggregation", aggregation, Configurable),
+        ):
+            if not isinstance(value, kind):
+                raise OptionError(f"{name} must be a {kind.__name__}, got {value!r}")
+            object.__setattr__(self, name, value)
+
+    # ---- places ---------------------------------------------------------------------------
+
+    def grid(self, domain: GridDomain) -> PatchGrid:
+        """This patcher bound to a domain."""
+        window = self.window if self.aggregation.weighted else None
+        return PatchGrid(domain, self.geometry, self.sampler, window)
+
+    def anchors(self, field: Readable) -> Anchors:
+        """Anchors on a field: a lazy sequence of tuples of ints, in ordinal order."""
+        return self.grid(field.domain).anchors
+
+    def n_anchors(self, field: Readable) -> int:
+        """How many patches a field is split into; nothing is read."""
+        return len(self.anchors(field))
+
+    # ---- numbers --------------------------------------------------------------------------
+
+    def split(self, field: Readable) -> Iterator[Patch]:
+        """Patches in ordinal order, each read when it is asked for."""
+        grid = self.grid(field.domain)
+        for ordinal, anchor in enumerate(grid.anchors):
+            yield _cut(field, grid, ordinal, anchor)
+
+    def patch_at(self, field: Readable, where: int | Sequence[int]) -> Patch:
+        """One patch, by ordinal or by anchor; equal to the one :meth:`split` gives.
+
+        Raises
+        ------
+        OptionError
+            When no patch has that anchor.
+        IndexError
+            When there is no such ordinal.
+        """
+        grid = self.grid(field.domain)
+        if isinstance(where, int | np.integer):
+            ordinal = int(where) % max(len(grid.anchors), 1)
+            return _cut(field, grid, ordinal, grid.anchors[int(where)])
+        anchor = tuple(int(v) for v in where)
+        found = grid.anchors.within(anchor, [a + 1 for a in anchor])
+        if not len(found):
+            raise OptionError(f"no patch has its anchor at {anchor}; see patcher.anchors(field)")
+        return _cut(field, grid, int(found[0]), anchor)
+
+    def merge(
+        self, patches: Iterable[Patch], domain: GridDomain | Readable, output: Any = None
+    ) -> npt.NDArray[Any]:
+        """Aggregate patches in this process: the reference for every distributed run.
+
+        Parameters
+        ----------
+        patches : iterable of Patch
+            Consumed one at a time and added in the order given; :meth:`split` gives ordinal order.
+        domain : GridDomain, or the field itself
+        output : Output or None
+            Dtype and fill value; by default what a plan would infer from the first patch.
+
+        Returns
+        -------
+        ndarray, shape (*leading, *patch axes of the domain)
+            Cells without any valid contribution hold the fill value (NaN for floats).
+        """
+        where = domain if isinstance(domain, GridDomain) else domain.domain
+        result: npt.NDArray[Any] = self.aggregation.collect(patches, self.grid(where), output)
+        return result
+
+    # ---- configuration --------------------------------------------------------------------
+
+    def get_config(self) -> dict[str, Any]:
+        """The four axes as plain JSON."""
+        return {
+            "geometry": self.geometry.get_config(),
+            "sampler": self.sampler.get_config(),
+            "window": self.window.get_config(),
+            "aggregation": self.aggregation.get_config(),
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Patcher:
+        """The patcher that :meth:`get_config` described.
+
+        Raises
+        ------
+        OptionError
+            For unknown axes, classes or options.
+        """
+        kinds: dict[str, type[Configurable]] = {
+            "geometry": Rectangular,
+            "sampler": Sampler,
+            "window": Window,
+            "aggregation": Configurable,
+        }
+        unknown = set(config) - set(kinds)
+        if unknown:
+            raise OptionError(f"a patcher has no {sorted(unknown)[0]!r}; it has {', '.join(kinds)}")
+        axes: dict[str, Any] = {
+            name: kinds[name].from_config(value) for name, value in config.items()
+        }
+        missing = {"geometry", "sampler"} - set(axes)
+        if missing:
+            raise OptionError(f"a patcher needs a {sorted(missing)[0]}")
+        return cls(**axes)
+
+
+def _cut(field: Readable, grid: PatchGrid, ordinal: int, anchor: tuple[int, ...]) -> Patch:
+    source = grid.source(anchor)
+    data = grid.extract(read_cells(field, grid, source), source.start, anchor)
+    footprint = grid.footprint(anchor)
+    return Patch(
+        data=np.ascontiguousarray(data),
+        anchor=anchor,
+        ordinal=ordinal,
+        indices=grid.indices(anchor),
+        footprint=footprint,
+        weights=grid.weights(anchor, footprint) if grid.weighted else None,
+        dims=grid.riding + grid.dims,
+        domain=field.domain,
+    )
+
+
+def read_cells(field: Readable, grid: PatchGrid, cells: Box) -> npt.NDArray[Any]:
+    """Read a box of the patch axes and all of the riding axes, riding axes first.
+
+    Returns
+    -------
+    ndarray, shape (*riding, *cells.shape)
+    """
+    dims = field.domain.dims
+    limits = dict(zip(grid.dims, zip(cells.start, cells.stop, strict=True), strict=True))
+    pairs = [limits.get(dim, (0, field.domain.size(dim))) for dim in dims]
+    block = field.read(Box(tuple(a for a, _ in pairs), tuple(b for _, b in pairs)))
+    order = [dims.index(dim) for dim in grid.riding + grid.dims]
+    return block.transpose(order) if order != sorted(order) else block

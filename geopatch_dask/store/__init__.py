@@ -1,0 +1,1 @@
+"""Where results live: locations, Zarr targets, georeference, records of what is done."""
