@@ -226,7 +226,9 @@ class Aggregation(Configurable):
 
     def bytes_per_cell(self, dtype: npt.DTypeLike) -> int:
         """Bytes of accumulators per cell and leading entry, counts and weights not included."""
-        return sum(np.dtype(kind).itemsize for kind, _ in self.accumulators(np.dtype(dtype)).values())
+        return sum(
+            np.dtype(kind).itemsize for kind, _ in self.accumulators(np.dtype(dtype)).values()
+        )
 
     def collect(
         self, patches: Iterable[Patch], grid: PatchGrid, output: Output | None = None

@@ -21,9 +21,9 @@ from typing import Any, Generic, TypeVar
 
 __all__ = ["OPEN_PER_THREAD", "Handles"]
 
-#: Datasets kept open by each thread.  A super-tile reads one field and perhaps its mask; a mosaic a
-#: handful of scenes.  An open GeoTIFF costs one file descriptor and its tile index (16 bytes per
-#: tile: 1.6 MB for a raster of 100,000 tiles), so 16 of them stay far below a default ``ulimit -n``.
+#: Datasets kept open by each thread.  A super-tile reads one field and perhaps its mask; a mosaic
+#: a handful of scenes.  An open GeoTIFF costs one file descriptor and its tile index (16 bytes per
+#: tile: 1.6 MB for a raster of 100,000 tiles), so 16 stay far below a default ``ulimit -n``.
 OPEN_PER_THREAD = 16
 
 T = TypeVar("T")

@@ -32,6 +32,7 @@ from geopatch_dask.errors import FieldError, OptionError
 __all__ = [
     "ENVIRONMENT",
     "failure",
+    "file_set_digest",
     "holds_secret",
     "local_path",
     "normal_uri",
@@ -39,8 +40,10 @@ __all__ = [
     "redact",
     "sha256_slabs",
     "short",
+    "shown",
     "stamp",
     "stat_identity",
+    "traceable",
 ]
 
 #: Where a message sends people who put a credential somewhere else.
@@ -53,6 +56,9 @@ _QUOTED = 240
 _SLAB = 16 * 2**20
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9_+.-]+:")
+_CONTAINED = re.compile(
+    r"(?:/vsi(?:zip|tar|gzip|7z|rar)/|(?:zip|tar|gzip)://|[A-Za-z][A-Za-z0-9_]+:)\"?\{?(/[^!\":]*)"
+)
 _USERINFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/\s'\"]*@")
 _QUERY = re.compile(r"((?:://|/vsi[a-z0-9_]+)[^\s?'\"]*)\?[^\s'\"]*")
 _SECRET_NAME = (
@@ -106,15 +112,15 @@ def _is_local(text: str) -> bool:
 def local_path(uri: str) -> Path | None:
     """The file or directory on this machine that holds ``uri``; None for remote sources.
 
-    The archive, for a member of a local one (``/vsizip//data/a.zip/b.tif``).
+    The container, for a part of a local one (``/vsizip//data/a.zip/b.tif``, ``NETCDF:"/a.nc":u``).
     """
     if _is_local(uri):
         return Path(uri)
-    inner = re.match(r"(?:/vsi(?:zip|tar|gzip|7z|rar)/|(?:zip|tar|gzip)://)\{?(/.*)", uri)
+    inner = _CONTAINED.match(uri)
     if inner is None or "://" in inner[1] or inner[1].startswith("/vsi"):
         return None
-    parts = inner[1].split("!")[0]
-    return next((p for p in (Path(parts), *Path(parts).parents) if p.is_file()), None)
+    found = Path(inner[1])
+    return next((p for p in (found, *found.parents) if p.is_file()), None)
 
 
 def redact(text: str) -> str:
@@ -127,16 +133,19 @@ def redact(text: str) -> str:
     return _ASSIGNED.sub(r"\1=***", text)
 
 
+def shown(uri: str) -> str:
+    """A URI as messages name it."""
+    return "inline VRT" if uri.startswith("<") else redact(uri)
+
+
 def short(uri: str) -> str:
     """The last part of a URI, for labels.
 
     >>> short("https://me:pw@host/x/a.tif?sig=1")
     'a.tif'
     """
-    if uri.startswith("<"):
-        return "inline VRT"
-    shown = redact(uri)
-    return PurePosixPath(shown.rstrip("/")).name or shown
+    text = shown(uri)
+    return PurePosixPath(text.rstrip("/")).name or text
 
 
 def holds_secret(uri: str) -> bool:
@@ -184,8 +193,7 @@ def failure(uri: str, what: str, remedy: str, error: BaseException | None = None
         Named without its secrets.
     what, remedy : str
     error : exception, optional
-        The cause: its innermost text is quoted.  It is chained only when neither it nor the URI
-        can hold a secret, because tracebacks end up in logs and reports.
+        The cause: its innermost text is quoted, without secrets.
     """
     cause = ""
     if error is not None:
@@ -193,11 +201,16 @@ def failure(uri: str, what: str, remedy: str, error: BaseException | None = None
         while root.__cause__ is not None:
             root = root.__cause__
         text = " ".join(redact(str(root) or type(root).__name__).split())
-        cause = f" ({text[:_QUOTED]})"
-    made = FieldError(f"{redact(uri) if uri[:1] != '<' else 'inline VRT'}: {what}{cause}; {remedy}")
-    made.__cause__ = None if holds_secret(uri) else error
-    made.__suppress_context__ = True
-    return made
+        cause = f" ({text if len(text) <= _QUOTED else text[:_QUOTED] + ' ...'})"
+    return FieldError(f"{shown(uri)}: {what}{cause}; {remedy}")
+
+
+def traceable(error: BaseException, uri: str) -> BaseException | None:
+    """What to ``raise ... from``: nothing when the URI holds a secret.
+
+    Readers repeat the URI in their texts, and tracebacks end up in logs and reports.
+    """
+    return None if holds_secret(uri) else error
 
 
 def stamp(uri: str) -> tuple[Any, ...]:
@@ -240,7 +253,7 @@ def stat_identity(uri: str) -> dict[str, Any]:
     Parameters that sign a URL are left out; the others are represented by a digest, because they
     may choose the content.
     """
-    found: dict[str, Any] = {"uri": redact(uri)}
+    found: dict[str, Any] = {"uri": redact(uri)}  # an inline VRT identifies itself
     kept = sorted(pair for pair in parse_qsl(_query(uri)) if not _SIGNING.match(pair[0]))
     if kept:
         found["query"] = hashlib.sha256(repr(kept).encode()).hexdigest()[:16]
@@ -293,5 +306,21 @@ def sha256_slabs(
     digest = hashlib.sha256()
     size = max(_SLAB // max(row_bytes, 1) // step, 1) * step
     for start in range(0, rows, size):
-        digest.update(memoryview(np.ascontiguousarray(read(start, min(start + size, rows)))).cast("B"))
+        slab = np.ascontiguousarray(read(start, min(start + size, rows)))
+        digest.update(slab.reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
+
+
+def file_set_digest(uri: str, files: Iterable[str]) -> str | None:
+    """A digest of names, sizes and times of the files beside ``uri`` that decide its values.
+
+    A VRT is as good as its sources, a raster as its external mask.  Overviews and GDAL's
+    ``.aux.xml`` (statistics, written by looking at a file) are left out.  None without any.
+    """
+    lines = []
+    for name in sorted(files):
+        if name == uri or name.endswith((".ovr", ".aux.xml")):
+            continue
+        found = stat_identity(name) if local_path(name) is not None else {"uri": redact(name)}
+        lines.append(repr(sorted(found.items())))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32] if lines else None

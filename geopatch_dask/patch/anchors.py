@@ -18,7 +18,14 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Anchors", "DisplacedAnchors", "IntArray", "LatticeAnchors", "ListAnchors", "random_bits"]
+__all__ = [
+    "Anchors",
+    "DisplacedAnchors",
+    "IntArray",
+    "LatticeAnchors",
+    "ListAnchors",
+    "random_bits",
+]
 
 IntArray = npt.NDArray[np.int64]
 

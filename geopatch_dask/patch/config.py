@@ -119,9 +119,7 @@ def object_name(obj: Callable[..., Any]) -> str:
     """
     module, name = getattr(obj, "__module__", None), getattr(obj, "__qualname__", None)
     if not module or not name or "<" in name:
-        raise OptionError(
-            f"{obj!r} has no importable name; define it at the top level of a module"
-        )
+        raise OptionError(f"{obj!r} has no importable name; define it at the top level of a module")
     return f"{module}:{name}"
 
 

@@ -53,7 +53,10 @@ def poisson_disk(limits: Sequence[int], distance: float, rounds: int, seed: int)
         streams = [r * (ndim + 1) + d for d in range(ndim + 1)]
         darts = np.stack(
             [
-                base[d] + (random_bits(seed, cells, streams[d]) % extent[d].astype(np.uint64)).astype(np.int64)
+                base[d]
+                + (random_bits(seed, cells, streams[d]) % extent[d].astype(np.uint64)).astype(
+                    np.int64
+                )
                 for d in range(ndim)
             ]
         )
@@ -75,8 +78,12 @@ def _neighbours(
     """Pairs of index tuples: all cells with a neighbour at an offset, and those neighbours."""
     for offset in offsets:
         if all(abs(o) < n for o, n in zip(offset, grid, strict=True)):
-            here = tuple(slice(max(-o, 0), n - max(o, 0)) for o, n in zip(offset, grid, strict=True))
-            there = tuple(slice(max(o, 0), n - max(-o, 0)) for o, n in zip(offset, grid, strict=True))
+            here = tuple(
+                slice(max(-o, 0), n - max(o, 0)) for o, n in zip(offset, grid, strict=True)
+            )
+            there = tuple(
+                slice(max(o, 0), n - max(-o, 0)) for o, n in zip(offset, grid, strict=True)
+            )
             yield here, there
 
 

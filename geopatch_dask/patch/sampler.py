@@ -217,9 +217,7 @@ class Explicit(Sampler):
             )
         keep = np.ones(len(points), bool)
         for d, (dim, p) in enumerate(zip(dims, sizes, strict=True)):
-            points[:, d], fits = place(
-                points[:, d], domain.size(dim), p, geometry.boundary, dim
-            )
+            points[:, d], fits = place(points[:, d], domain.size(dim), p, geometry.boundary, dim)
             keep &= fits
         return ListAnchors(points[keep], len(dims))
 

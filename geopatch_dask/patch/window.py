@@ -184,7 +184,9 @@ def _called(function: Any, shape: tuple[int, ...]) -> FloatArray:
     call = load_object(function) if isinstance(function, str) else function
     weights = np.ascontiguousarray(call(shape), np.float64).copy()
     if weights.shape != shape:
-        raise OptionError(f"the custom window returned shape {weights.shape} for a patch of {shape}")
+        raise OptionError(
+            f"the custom window returned shape {weights.shape} for a patch of {shape}"
+        )
     if not np.isfinite(weights).all() or (weights < 0).any():
         raise OptionError("the custom window returned weights that are negative or not finite")
     weights.flags.writeable = False

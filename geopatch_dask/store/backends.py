@@ -21,6 +21,7 @@ import os
 import shutil
 import uuid
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any, Protocol
 
 import fsspec.core
@@ -31,7 +32,15 @@ from zarr.storage import FsspecStore, LocalStore, MemoryStore, WrapperStore
 
 from geopatch_dask.store import secrets
 
-__all__ = ["Backend", "FsspecBackend", "LocalBackend", "StoreBackend", "forget_clients"]
+__all__ = [
+    "Backend",
+    "FsspecBackend",
+    "LocalBackend",
+    "StoreBackend",
+    "forget_clients",
+    "fsync",
+    "in_memory",
+]
 
 #: How temporary files end, ours and those of zarr's LocalStore; a killed writer leaves them.
 PARTIAL = ".partial"
@@ -67,67 +76,61 @@ class LocalBackend:
 
     Parameters
     ----------
-    root : str
-        Absolute path; it need not exist.
+    root : Path
+        Absolute; it need not exist.
     """
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: Path) -> None:
         self.root = root
 
     def read(self, name: str) -> bytes | None:
         try:
-            with open(self._path(name), "rb") as file:
-                return file.read()
+            return (self.root / name).read_bytes()
         except FileNotFoundError:
             return None
 
     def write(self, name: str, data: bytes) -> None:
-        path = self._path(name)
-        folder, base = os.path.split(path)
-        os.makedirs(folder, exist_ok=True)
-        partial = os.path.join(folder, f".{base}.{uuid.uuid4().hex}{PARTIAL}")
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
         try:
-            with open(partial, "xb") as file:
+            with partial.open("xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(partial, path)
+            partial.replace(path)
         except BaseException:
             with contextlib.suppress(OSError):
-                os.unlink(partial)
+                partial.unlink()
             raise
-        fsync_folder(folder)
+        fsync(path.parent)
 
     def delete(self, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._path(name))
+        (self.root / name).unlink(missing_ok=True)
 
     def exists(self, name: str) -> bool:
-        return os.path.isfile(self._path(name))
+        return (self.root / name).is_file()
 
     def children(self, prefix: str) -> list[str]:
         try:
-            with os.scandir(self._path(prefix)) as entries:
-                return [entry.name for entry in entries if not entry.name.endswith(PARTIAL)]
+            found = list((self.root / prefix).iterdir())
         except FileNotFoundError:
             return []
+        return [path.name for path in found if not path.name.endswith(PARTIAL)]
 
     def clear(self, keep: str) -> None:
         try:
-            entries = list(os.scandir(self.root))
+            found = list(self.root.iterdir())
         except FileNotFoundError:
             return
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                shutil.rmtree(entry.path)
-            elif entry.name != keep:
-                os.unlink(entry.path)
+        for path in found:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.name != keep:
+                path.unlink()
 
     def zarr_store(self, read_only: bool) -> Store:
         return LocalStore(self.root, read_only=read_only)
-
-    def _path(self, name: str) -> str:
-        return os.path.join(self.root, *name.split("/")) if name else self.root
 
 
 class FsspecBackend:
@@ -271,12 +274,14 @@ def in_memory(store: Store) -> bool:
     return isinstance(inner, MemoryStore)
 
 
-def fsync_folder(folder: str) -> None:
-    """Make the names in a directory survive a power cut, where the file system can."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def fsync(path: Path) -> None:
+    """Make a file, or the names in a directory, survive a power cut where the file system can."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):
-            os.fsync(descriptor)
+        os.fsync(descriptor)
+    except OSError:
+        if not path.is_dir():  # some network file systems cannot flush a directory
+            raise
     finally:
         os.close(descriptor)
 

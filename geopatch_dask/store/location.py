@@ -23,7 +23,8 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 from zarr.abc.store import Store
 from zarr.storage import LocalStore
@@ -38,7 +39,10 @@ from geopatch_dask.store.backends import (
     in_memory,
 )
 
-__all__ = ["Location", "target_error"]
+__all__ = ["Location", "raise_target_error"]
+
+#: Spelled once here: inside the class, ``list`` is a method.
+Names = list[str]
 
 _LOCAL = ("file://", "local://")
 _OPEN = "store://"
@@ -137,7 +141,7 @@ class Location:
 
     @property
     def path(self) -> str:
-        """Where this location is inside :meth:`zarr_store`; "" unless it is part of an open store."""
+        """Where this location is inside :meth:`zarr_store`: "", but for parts of an open store."""
         if self.store is None:
             return ""
         return self.url.removeprefix(_OPEN).partition("/")[2]
@@ -170,9 +174,11 @@ class Location:
     def has_name(self) -> bool:
         """Whether the location is inside something: not a whole bucket, not the root directory."""
         if self.is_local:
-            return os.path.dirname(self.url) != self.url
+            return Path(self.url).name != ""
         rest = self.url.partition("?")[0].partition("://")[2]
-        return bool(rest.partition("/")[2]) or self.url.startswith(("memory://", _OPEN))
+        if self.url.startswith(("memory://", _OPEN)):  # these have no bucket
+            return bool(rest)
+        return bool(rest.partition("/")[2])
 
     # -- objects -------------------------------------------------------------------------------
 
@@ -217,7 +223,7 @@ class Location:
         with self._explain("look for", name):
             return self._backend.exists(_checked_name(name))
 
-    def list(self, prefix: str = "") -> list[str]:
+    def list(self, prefix: str = "") -> Names:
         """Sorted names, relative to this location, of what is directly inside folder ``prefix``.
 
         Objects and folders alike; temporary files of interrupted writes are left out.  An absent
@@ -295,7 +301,7 @@ class Location:
         if self.store is not None:
             return StoreBackend(self.store, self.path)
         if self.is_local:
-            return LocalBackend(self.url)
+            return LocalBackend(Path(self.url))
         options = None if self.storage_options is None else dict(self.storage_options)
         return FsspecBackend(self.url, options)
 
@@ -307,14 +313,15 @@ class Location:
         except GeopatchError:
             raise
         except Exception as error:
-            cause = error if self.scrub(_texts(error)) == _texts(error) else None
-            raise target_error(action, where, error, self.storage_options) from cause
+            raise_target_error(action, where, error, self.storage_options)
 
 
-def target_error(
+def raise_target_error(
     action: str, where: str, error: Exception, options: Mapping[str, Any] | None = None
-) -> TargetError:
-    """The error to raise when a storage library failed; says forbidden and unreachable apart.
+) -> NoReturn:
+    """Turn the failure of a storage library into a TargetError that says what it means.
+
+    The library's own error is the cause, unless its text holds a credential.
 
     Parameters
     ----------
@@ -326,10 +333,17 @@ def target_error(
         What the library raised.
     options : mapping or None
         Storage options whose resolved credentials must not appear in the message.
+
+    Raises
+    ------
+    TargetError
+        Always.
     """
-    detail = secrets.scrub(f"{type(error).__name__}: {error}", options).strip().rstrip(":")
-    lines = " ".join(detail.split())
-    return TargetError(f"cannot {action} {where}: {_verdict(error)} ({lines[:400]})")
+    detail = secrets.scrub(f"{type(error).__name__}: {error}", options)
+    line = " ".join(detail.split()).rstrip(": ")[:400]
+    chain = _texts(error)
+    cause = error if secrets.scrub(chain, options) == chain else None
+    raise TargetError(f"cannot {action} {where}: {_verdict(error)} ({line})") from cause
 
 
 def _verdict(error: BaseException) -> str:
@@ -365,6 +379,7 @@ def _texts(error: BaseException) -> str:
 def _normal(url: str, *, is_open: bool) -> str:
     if is_open:
         return url.rstrip("/")
+    url = os.fspath(url) if isinstance(url, os.PathLike) else url
     if not isinstance(url, str) or not url.strip():
         raise OptionError(f"a target needs a path or a URL, got {url!r}")
     if url.startswith(_OPEN):
@@ -376,7 +391,8 @@ def _normal(url: str, *, is_open: bool) -> str:
     if "::" in url.partition("?")[0] and "://" in url:
         raise OptionError(f"chained URLs cannot be written to: {secrets.scrub(url)}")
     if "://" not in url:
-        return os.path.abspath(os.path.expanduser(url))
+        # Not Path.resolve: a link may lead elsewhere on another machine.
+        return os.path.abspath(Path(url).expanduser())  # noqa: PTH100
     secrets.refuse_in_url(url)
     base, mark, query = url.partition("?")
     scheme, _, rest = base.partition("://")

@@ -28,8 +28,8 @@ __all__ = ["checked", "looks_secret", "refuse_in_url", "resolved", "scrub"]
 ENV = "env:"
 
 _WORDS = frozenset(
-    "auth authorization cookie credential credentials key passphrase password passwd pwd sas sig "
-    "signature secret token".split()
+    {"auth", "authorization", "cookie", "credential", "credentials", "key", "passphrase"}
+    | {"password", "passwd", "pwd", "sas", "sig", "signature", "secret", "token"}
 )
 _PARTS = ("accesskey", "accountkey", "apikey", "connectionstring", "credential", "passw", "secret")
 #: These name a way to log in (gcsfs), they are not a token.

@@ -1,0 +1,120 @@
+"""Patch-wise operators over fields too large for one machine.
+
+Cut a field into super-tiles, run any operator patch by patch on a Dask cluster, and get one
+seamless, georeferenced Zarr: the same bytes whatever the layout; run it again after any crash;
+memory planned; no silent holes.
+
+>>> import geopatch_dask as gp
+>>> patcher = gp.Patcher(gp.Rectangular((256, 256)), gp.RegularStride((192, 192)), gp.Hann(), gp.OverlapAdd())
+"""
+
+from geopatch_dask.aggregation import (
+    Aggregation,
+    All,
+    Any,
+    Count,
+    Max,
+    Mean,
+    Min,
+    Output,
+    OverlapAdd,
+    Range,
+    Sum,
+    Variance,
+    WeightedSum,
+)
+from geopatch_dask.aggregation.strict import set_strict
+from geopatch_dask.errors import (
+    AlignmentError,
+    BoundaryError,
+    FieldError,
+    GeopatchError,
+    MemoryPlanError,
+    OperatorError,
+    OptionError,
+    PlanMismatch,
+    RecordError,
+    RunIncomplete,
+    SuperTileFailed,
+    TargetError,
+    VerificationError,
+)
+from geopatch_dask.execute.api import Plan, UncoveredWarning, open, plan, reconstruct
+from geopatch_dask.execute.report import Report
+from geopatch_dask.fields import ArrayField, Field, RasterField, XarrayField
+from geopatch_dask.patch.boxes import Box
+from geopatch_dask.patch.domain import GridDomain, RasterDomain
+from geopatch_dask.patch.geometry import Rectangular
+from geopatch_dask.patch.patch import Patch
+from geopatch_dask.patch.patcher import Patcher
+from geopatch_dask.patch.sampler import (
+    Explicit,
+    JitteredStride,
+    PoissonDisk,
+    Random,
+    RegularStride,
+)
+from geopatch_dask.patch.window import Boxcar, Custom, Gaussian, Hann, Tukey
+from geopatch_dask.planning.operator import Operator
+from geopatch_dask.planning.status import Status, status
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Aggregation",
+    "AlignmentError",
+    "All",
+    "Any",
+    "ArrayField",
+    "BoundaryError",
+    "Box",
+    "Boxcar",
+    "Count",
+    "Custom",
+    "Explicit",
+    "Field",
+    "FieldError",
+    "Gaussian",
+    "GeopatchError",
+    "GridDomain",
+    "Hann",
+    "JitteredStride",
+    "Max",
+    "Mean",
+    "MemoryPlanError",
+    "Min",
+    "Operator",
+    "OperatorError",
+    "OptionError",
+    "Output",
+    "OverlapAdd",
+    "Patch",
+    "Patcher",
+    "Plan",
+    "PlanMismatch",
+    "PoissonDisk",
+    "Random",
+    "Range",
+    "RasterDomain",
+    "RasterField",
+    "RecordError",
+    "Rectangular",
+    "RegularStride",
+    "Report",
+    "RunIncomplete",
+    "Status",
+    "Sum",
+    "SuperTileFailed",
+    "TargetError",
+    "Tukey",
+    "UncoveredWarning",
+    "Variance",
+    "VerificationError",
+    "WeightedSum",
+    "XarrayField",
+    "open",
+    "plan",
+    "reconstruct",
+    "set_strict",
+    "status",
+]

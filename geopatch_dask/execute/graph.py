@@ -1,0 +1,200 @@
+"""The task graph of a plan: raw Dask tasks with deterministic keys.
+
+::
+
+    plan-<fp>                 the plan, once; every tile depends on this one key
+       |
+    (tile-<fp>, i)            computes, writes and records super-tile i; returns an Outcome
+       |
+    (merge-<fp>, level, j)    sums of outcomes, FAN_IN at a time
+       |
+    finish-<fp>               consolidates the target if nothing is missing; returns a Summary
+
+A tile task carries one integer and returns less than a kilobyte, has no resources or restrictions
+(those would switch Dask's queue off), and no array passes through the scheduler.  Keys depend on
+the fingerprint only, so a graph that is submitted twice attaches to the tasks that run already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from dask import threaded
+from dask.base import DaskMethodsMixin
+from dask.task_spec import DataNode, List, Task, TaskRef
+
+from geopatch_dask.execute.prepare import prepare
+from geopatch_dask.execute.tile import Outcome, run_tile
+from geopatch_dask.planning.core import PlanBase
+from geopatch_dask.store.template import finish
+
+__all__ = ["FAN_IN", "Summary", "TaskGraph", "compile_graph"]
+
+#: Outcomes or summaries merged by one task.
+FAN_IN = 32
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Sums over outcomes; small, mergeable in any order.
+
+    Parameters
+    ----------
+    states : dict of state to count
+    numbers : dict
+        Sums of patches, cells and bytes; the maximum of ``peak_rss``.
+    seconds : dict of phase to seconds
+    failed : tuple of str
+        Identifiers, the first hundred.
+    complete : bool
+        Whether every super-tile of the plan is done and the target says so.
+    """
+
+    states: Mapping[str, int] = field(default_factory=dict)
+    numbers: Mapping[str, int] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    failed: tuple[str, ...] = ()
+    complete: bool = False
+
+    @classmethod
+    def of(cls, outcome: Outcome) -> Summary:
+        """The summary of one outcome."""
+        return cls(
+            {outcome.state: 1},
+            dict(outcome.numbers),
+            dict(outcome.seconds),
+            (outcome.id,) if outcome.state == "failed" else (),
+        )
+
+    def __add__(self, other: Summary) -> Summary:
+        """Sum of two."""
+        numbers = _added(self.numbers, other.numbers)
+        peaks = [s.numbers.get("peak_rss", 0) for s in (self, other)]
+        return Summary(
+            _added(self.states, other.states),
+            {**numbers, "peak_rss": max(peaks)} if numbers else {},
+            _added(self.seconds, other.seconds),
+            (self.failed + other.failed)[:100],
+        )
+
+    @property
+    def done(self) -> int:
+        """Super-tiles that are done, empty ones included."""
+        return self.states.get("done", 0) + self.states.get("empty", 0)
+
+
+def _added(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: left.get(key, 0) + right.get(key, 0) for key in {**left, **right}}
+
+
+def _merge(items: Sequence[Outcome | Summary]) -> Summary:
+    total = Summary()
+    for item in items:
+        total = total + (Summary.of(item) if isinstance(item, Outcome) else item)
+    return total
+
+
+def _finish(plan: PlanBase, summary: Summary, before: int) -> Summary:
+    complete = before + summary.done == plan.n_supertiles
+    if complete:
+        finish(plan.target)
+    return Summary(summary.states, summary.numbers, summary.seconds, summary.failed, complete)
+
+
+class TaskGraph(DaskMethodsMixin, Mapping[Hashable, Any]):  # type: ignore[misc]  # dask is untyped
+    """A compiled plan: a mapping of keys to tasks that Dask can compute or compose.
+
+    ``graph.compute()`` or ``dask.compute(graph)`` runs it and gives a :class:`Summary`.
+
+    Attributes
+    ----------
+    tiles : list of tuple
+        Keys of the tile tasks, in order of ordinals.
+    result : str
+        Key of the finishing task.
+    """
+
+    __dask_scheduler__ = staticmethod(threaded.get)
+
+    def __init__(self, tasks: dict[Hashable, Any], tiles: list[Hashable], result: str) -> None:
+        self._tasks, self.tiles, self.result = tasks, tiles, result
+
+    def __getitem__(self, key: Hashable) -> Any:
+        return self._tasks[key]
+
+    def __iter__(self) -> Iterator[Hashable]:
+        return iter(self._tasks)
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def __dask_graph__(self) -> dict[Hashable, Any]:
+        return self._tasks
+
+    def __dask_keys__(self) -> list[str]:
+        return [self.result]
+
+    def __dask_postcompute__(self) -> tuple[Any, tuple[()]]:
+        return _first, ()
+
+    def __dask_postpersist__(self) -> tuple[Any, tuple[Any, ...]]:
+        return _rebuilt, (self.tiles, self.result)
+
+    def __dask_tokenize__(self) -> str:
+        return self.result
+
+
+def _first(results: Sequence[Any]) -> Any:
+    return results[0]
+
+
+def _rebuilt(
+    tasks: dict[Hashable, Any], tiles: list[Hashable], result: str, rename: Any = None
+) -> TaskGraph:
+    del rename
+    return TaskGraph(dict(tasks), tiles, result)
+
+
+def compile_graph(plan: PlanBase, todo: Sequence[int], prepared: bool) -> TaskGraph:
+    """Compile a plan.
+
+    Parameters
+    ----------
+    plan : PlanBase
+    todo : sequence of int
+        Ordinals of the super-tiles to compute; the others are taken as done.
+    prepared : bool
+        Whether the target exists already; else the first task creates it.
+    """
+    short = plan.fingerprint[:16]
+    plan_key, result = f"plan-{short}", f"finish-{short}"
+    tasks: dict[Hashable, Any] = {}
+    if prepared:
+        tasks[plan_key] = DataNode(plan_key, plan)
+    else:
+        tasks[f"spec-{short}"] = DataNode(f"spec-{short}", plan)
+        tasks[plan_key] = Task(plan_key, _prepared, TaskRef(f"spec-{short}"))
+    tiles: list[Hashable] = []
+    for i in todo:
+        key = (f"tile-{short}", i)
+        tasks[key] = Task(key, run_tile, TaskRef(plan_key), i)
+        tiles.append(key)
+    level, width = 0, tiles
+    while len(width) > 1 or level == 0:
+        merged: list[Hashable] = []
+        for j in range(max(-(-len(width) // FAN_IN), 1)):
+            parts = [TaskRef(k) for k in width[j * FAN_IN : (j + 1) * FAN_IN]]
+            key = (f"merge-{short}", level, j)
+            tasks[key] = Task(key, _merge, List(*parts))
+            merged.append(key)
+        level, width = level + 1, merged
+    before = plan.n_supertiles - len(todo)
+    tasks[result] = Task(result, _finish, TaskRef(plan_key), TaskRef(width[0]), before)
+    return TaskGraph(tasks, tiles, result)
+
+
+def _prepared(plan: PlanBase) -> PlanBase:
+    prepare(plan)
+    return plan

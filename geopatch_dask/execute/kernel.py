@@ -1,0 +1,264 @@
+"""One super-tile: read, run, add, write, record.  The same code under every scheduler.
+
+::
+
+    for each row of anchors, in ordinal order:
+        read the band it needs            (once per band)
+        cut its patches, run the operator (in batches of one fixed shape)
+        add the results to the ring       (in ordinal order)
+        write the rows that are final     (whole write units, once)
+    record
+
+Every patch whose footprint touches the super-tile is run, so its cells get exactly the additions
+that a single process would give them, in the same order: the bytes cannot depend on the layout.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from geopatch_dask.aggregation.base import State
+from geopatch_dask.aggregation.output import settle
+from geopatch_dask.errors import OperatorError
+from geopatch_dask.execute.bands import Bands
+from geopatch_dask.patch.boxes import Box, hull
+from geopatch_dask.patch.patch import Patch
+from geopatch_dask.planning.core import PlanBase
+from geopatch_dask.planning.supertile import SuperTile
+from geopatch_dask.planning.sweep import sweep_of
+
+__all__ = ["Counts", "Kernel", "Write"]
+
+#: Takes a box over all axes of the output and its values; returns bytes written.
+Write = Callable[[Box, "npt.NDArray[np.generic]"], int]
+
+
+@dataclass
+class Counts:
+    """What a super-tile did: cells of the output array, bytes, seconds by phase."""
+
+    patches: int = 0
+    cells: int = 0
+    fill: int = 0
+    uncovered: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+    checksum: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+
+class Kernel:
+    """Computes super-tiles of one plan.
+
+    Parameters
+    ----------
+    plan : PlanBase
+    write : callable ``(box, values) -> bytes``
+        Called once per row of write units, top to bottom, with whole write units.
+    """
+
+    def __init__(self, plan: PlanBase, write: Write) -> None:
+        self.plan, self.write = plan, write
+        self.grid, self.product = plan.grid, plan.product
+        self.aggregation = plan.product.aggregation
+        self.dtype = np.dtype(self.product.dtype)
+
+    def run(self, tile: SuperTile) -> Counts:
+        """Compute and write one super-tile.
+
+        Raises
+        ------
+        FieldError, TargetError, OperatorError
+            And whatever the operator raises.
+        """
+        counts = Counts()
+        ordinals = self.grid.touching(tile.box)
+        anchors = self.grid.anchors.at(ordinals)
+        rows = _Rows(self, tile, anchors)
+        state = self.aggregation.init(
+            self.grid,
+            tile.box.replace(0, tile.box.start[0], tile.box.start[0] + rows.sweep.rows_state),
+            self.product.leading,
+            self.product.result_dtype,
+        )
+        pending: list[Patch] = []
+        for first, last, start, stop in rows.groups:
+            if rows.sweep.swept:
+                self._flush(state, tile, rows.front(first, pending), counts)
+            with self._phase(counts, "read"):
+                block = rows.bands.need(start, stop)
+            for k in range(first, last):
+                pending.append(self._cut(block, rows.bands.origin, ordinals[k], anchors[k]))
+                if not self._compatible(pending):
+                    late = pending.pop()
+                    self._run_batch(pending, state, tile, counts)
+                    pending.append(late)
+                if len(pending) == (self.plan.operator.batch or 1):
+                    self._run_batch(pending, state, tile, counts)
+        self._run_batch(pending, state, tile, counts)
+        self._flush(state, tile, tile.box.stop[0], counts)
+        counts.bytes_read = rows.bands.bytes_read
+        return counts
+
+    # ---- patches ---------------------------------------------------------------------------
+
+    def _cut(
+        self,
+        block: npt.NDArray[np.generic],
+        origin: tuple[int, ...],
+        ordinal: np.int64,
+        corner: npt.NDArray[np.int64],
+    ) -> Patch:
+        anchor = tuple(int(v) for v in corner)
+        return Patch(
+            data=np.ascontiguousarray(self.grid.extract(block, origin, anchor)),
+            anchor=anchor,
+            ordinal=int(ordinal),
+            indices=self.grid.indices(anchor),
+            footprint=self.grid.footprint(anchor),
+            dims=self.grid.riding + self.grid.dims,
+            domain=self.plan.field.domain,
+        )
+
+    @staticmethod
+    def _compatible(pending: list[Patch]) -> bool:
+        """Whether the newest patch has the shape of the others (``shrink`` cuts some)."""
+        return pending[-1].indices.shape == pending[0].indices.shape
+
+    def _run_batch(
+        self, pending: list[Patch], state: State, tile: SuperTile, counts: Counts
+    ) -> None:
+        if not pending:
+            return
+        with self._phase(counts, "operate"):
+            results = self.plan.operator.run(pending)
+        with self._phase(counts, "aggregate"):
+            for patch, result in zip(pending, results, strict=True):
+                self._add(state, tile, patch, result)
+        counts.patches += len(pending)
+        pending.clear()
+
+    def _add(
+        self, state: State, tile: SuperTile, patch: Patch, result: npt.NDArray[np.generic]
+    ) -> None:
+        leading = result.shape[: result.ndim - self.grid.box.ndim]
+        if leading != self.product.leading or str(result.dtype) != self.product.result_dtype:
+            raise OperatorError(
+                f"operator {self.plan.operator.name} returned leading axes {leading} and dtype "
+                f"{result.dtype} for patch {patch.ordinal} at {patch.anchor}, the plan was made for "
+                f"{self.product.leading} and {self.product.result_dtype}; let it return one shape "
+                "and dtype always (array.astype(...))"
+            )
+        cells = patch.footprint.intersect(tile.box)
+        if not cells:
+            return
+        values = result[(..., *cells.slices(patch.indices.start))]
+        weights = self.grid.weights(patch.anchor, cells) if self.grid.weighted else None
+        self.aggregation.add(state, cells, values, weights, self.product.missing)
+
+    # ---- rows ------------------------------------------------------------------------------
+
+    def _flush(self, state: State, tile: SuperTile, front: int, counts: Counts) -> None:
+        """Write the rows before ``front``, in whole write units (and the last, cut one)."""
+        unit, stop = self.plan.layout.unit[0], tile.box.stop[0]
+        while (start := state.box.start[0]) < stop:
+            rows = min(unit, stop - start)
+            if start + rows > front:
+                return
+            self._write_rows(state.head(rows), counts)
+            state.advance(rows)
+
+    def _write_rows(self, state: State, counts: Counts) -> None:
+        with self._phase(counts, "finalize"):
+            answered = self.aggregation.answered(state)
+            values, filled = settle(
+                self.aggregation.finalize(state), answered, self.dtype, self.product.fill
+            )
+            counts.uncovered += _uncovered(state)
+            counts.fill += filled
+            counts.cells += values.size
+            counts.checksum = zlib.crc32(values, counts.checksum)
+        with self._phase(counts, "write"):
+            box = state.box.prepend(self.product.leading)
+            counts.bytes_written += self.write(box, values)
+
+    @staticmethod
+    @contextmanager
+    def _phase(counts: Counts, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            counts.seconds[name] += time.perf_counter() - began
+
+
+class _Rows:
+    """The anchors of a super-tile, grouped into rows that share a read.
+
+    ``groups`` holds ``(first, last, start, stop)``: positions among the touched anchors, and the
+    source rows they need from ``start`` (kept for all later groups too) to ``stop``.
+    """
+
+    def __init__(self, kernel: Kernel, tile: SuperTile, anchors: npt.NDArray[np.int64]) -> None:
+        plan, grid = kernel.plan, kernel.grid
+        self.grid, self.anchors, self.tile = grid, anchors, tile
+        source = self._source()
+        edges = self._edges()
+        self.sweep = sweep_of(
+            grid,
+            tile.box.shape[0],
+            source.shape[0],
+            max((b - a for a, b in edges), default=1),
+            plan.layout.unit[0],
+            plan.field.blocks[plan.field.domain.axis(grid.dims[0])],
+            plan.operator.batch or 1,
+        )
+        self.bands = Bands(plan.field, grid, source, self.sweep.band, self.sweep.rows_in)
+        self.groups = self._groups(edges, source)
+
+    def _source(self) -> Box:
+        """Everything the touched patches read; empty when there are none."""
+        if not len(self.anchors):
+            return Box(self.tile.box.start, self.tile.box.start)
+        low, high = self.anchors.min(axis=0), self.anchors.max(axis=0)
+        if self.grid.geometry.boundary != "reflect":
+            return hull([self.grid.source(low.tolist()), self.grid.source(high.tolist())])
+        return hull(self.grid.source(a) for a in self.anchors.tolist())
+
+    def _edges(self) -> list[tuple[int, int]]:
+        """Ranges of touched anchors that share their first coordinate, or one range for all."""
+        n = len(self.anchors)
+        if not self.grid.anchors.sweepable:
+            return [(0, n)] if n else []
+        cuts = (np.flatnonzero(np.diff(self.anchors[:, 0])) + 1).tolist() if n else []
+        return list(zip([0, *cuts], [*cuts, n], strict=True)) if n else []
+
+    def _groups(self, edges: list[tuple[int, int]], source: Box) -> list[tuple[int, int, int, int]]:
+        if not self.sweep.swept:
+            return [(a, b, source.start[0], source.stop[0]) for a, b in edges]
+        needs = [self.grid.source(self.anchors[a].tolist()) for a, _ in edges]
+        starts = np.array([box.start[0] for box in needs], np.int64)
+        keep = np.minimum.accumulate(starts[::-1])[::-1].tolist()
+        return [(a, b, k, box.stop[0]) for (a, b), k, box in zip(edges, keep, needs, strict=True)]
+
+    def front(self, first: int, pending: list[Patch]) -> int:
+        """The first row that a patch still to be added may change."""
+        oldest = pending[0].footprint.start[0] if pending else None
+        coming = self.grid.footprint(self.anchors[first].tolist()).start[0]
+        return coming if oldest is None else min(oldest, coming)
+
+
+def _uncovered(state: State) -> int:
+    reached = state.coverage.reached()
+    if reached is None:
+        return 0
+    return int(reached.size - np.count_nonzero(reached)) * math.prod(state.leading)

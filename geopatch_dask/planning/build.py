@@ -1,0 +1,201 @@
+"""From what a user says to a plan: defaults, checks, choice."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+
+from geopatch_dask import fields
+from geopatch_dask.aggregation import Aggregation, Output
+from geopatch_dask.errors import AlignmentError, OptionError
+from geopatch_dask.fields.base import Field
+from geopatch_dask.fields.raster import RasterField
+from geopatch_dask.patch.geometry import Cells, Rectangular, cells_of, per_axis
+from geopatch_dask.patch.grid import PatchGrid
+from geopatch_dask.patch.patcher import Patcher
+from geopatch_dask.patch.sampler import RegularStride
+from geopatch_dask.planning.choose import Candidate, check_memory, choose
+from geopatch_dask.planning.core import PlanBase, fingerprint_parts
+from geopatch_dask.planning.cost import cost_of
+from geopatch_dask.planning.memory import MemoryModel, MemoryPlan, Shapes, memory_of
+from geopatch_dask.planning.operator import Operator
+from geopatch_dask.planning.probe import Probe, Product, probe, product_of
+from geopatch_dask.planning.supertile import Layout, write_units
+from geopatch_dask.planning.sweep import sweep_of
+from geopatch_dask.store.location import Location
+
+__all__ = ["MemoryOf", "build"]
+
+P = TypeVar("P", bound=PlanBase)
+
+
+@dataclass(frozen=True)
+class MemoryOf:
+    """The memory of a layout, everything else being decided."""
+
+    grid: PatchGrid
+    field: Field
+    product: Product
+    found: Probe
+    batch: int
+    model: MemoryModel
+
+    def __call__(self, layout: Layout) -> MemoryPlan:
+        """Evaluate :func:`~geopatch_dask.planning.memory.memory_of` for the largest super-tile."""
+        grid, domain = self.grid, self.field.domain
+        cost = cost_of(grid, layout)
+        tile = [min(t, n) for t, n in zip(layout.tile, layout.shape, strict=True)]
+        sweep = sweep_of(
+            grid,
+            tile[0],
+            cost.widest_read[0],
+            math.prod(cost.most_touched[1:]),
+            layout.unit[0],
+            self.field.blocks[domain.axis(grid.dims[0])],
+            self.batch,
+        )
+        counting = 4 + (8 if grid.weighted else 0)
+        counted = self.field.may_miss or not grid.analytic
+        result = np.dtype(self.product.result_dtype)
+        per_patch = math.prod(grid.size)
+        in_bytes = self.field.dtype.itemsize * math.prod(domain.size(d) for d in grid.riding)
+        lead_out = math.prod(self.product.leading)
+        known = self.batch * per_patch * (in_bytes + lead_out * result.itemsize)
+        return memory_of(
+            Shapes(
+                rows_in=sweep.rows_in,
+                width_in=math.prod(cost.widest_read[1:]),
+                band=sweep.band,
+                rows_state=sweep.rows_state,
+                width=math.prod(tile[1:]),
+                flush=sweep.flush,
+                patch=per_patch,
+                batch=self.batch,
+                lead_in=math.prod(domain.size(d) for d in grid.riding),
+                lead_out=lead_out,
+                bytes_in=self.field.dtype.itemsize,
+                bytes_out=np.dtype(self.product.dtype).itemsize,
+                bytes_result=result.itemsize,
+                bytes_state=self.product.aggregation.bytes_per_cell(result)
+                + (counting if counted else 0),
+                may_miss=self.field.may_miss,
+                cache=fields.GDAL_CACHE if isinstance(self.field, RasterField) else 0,
+                operator=max(self.found.workspace - known, 0),
+            ),
+            self.model,
+        )
+
+
+def build(
+    cls: type[P],
+    field: Any,
+    patcher: Patcher,
+    operator: Operator | Callable[..., Any] | str,
+    target: Any,
+    *,
+    outer: Any = "auto",
+    chunks: Cells | None = None,
+    shards: Cells | None = None,
+    memory_limit: int,
+    slots: int,
+    output: Output | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> P:
+    """Decide everything; see :func:`geopatch_dask.plan` for the arguments."""
+    source = fields.as_field(field)
+    if not isinstance(patcher, Patcher) or not isinstance(patcher.aggregation, Aggregation):
+        raise OptionError(f"patcher must be a Patcher with an Aggregation, got {patcher!r}")
+    run = Operator.of(operator)
+    run.check_picklable()
+    location = Location.of(target, storage_options)
+    grid = patcher.grid(source.domain)
+    kept, cut = write_units(
+        grid.shape,
+        _over_axes(chunks, source, grid, "chunks"),
+        _over_axes(shards, source, grid, "shards"),
+    )
+    found = probe(source, patcher, run)
+    product = product_of(found, output or Output(), patcher.aggregation, source, grid)
+    model = MemoryModel()
+    memory = MemoryOf(grid, source, product, found, run.batch or 1, model)
+    base = Layout(grid.dims, grid.shape, cut or kept, kept, cut)
+    layout, rejected = _layout(outer, base, source, grid, memory, memory_limit, slots, model)
+    return cls(
+        field=source,
+        patcher=patcher,
+        operator=run,
+        target=location,
+        layout=layout,
+        product=product,
+        memory=memory(layout),
+        parts=fingerprint_parts(source, patcher, run, product, grid),
+        memory_limit=memory_limit,
+        slots=slots,
+        seconds_per_patch=found.seconds,
+        rejected=tuple(c.to_json() for c in rejected),
+    )
+
+
+def _layout(
+    outer: Any,
+    base: Layout,
+    field: Field,
+    grid: PatchGrid,
+    memory: MemoryOf,
+    limit: int,
+    slots: int,
+    model: MemoryModel,
+) -> tuple[Layout, list[Candidate]]:
+    if isinstance(outer, str):
+        if outer != "auto":
+            raise OptionError(f"outer {outer!r} is neither 'auto', a Patcher, nor cells per axis")
+        return choose(grid, base, memory, int(limit * model.share), slots)
+    tile = _outer_cells(outer, field, grid)
+    # A super-tile beyond the domain is the whole axis, in whole write units.
+    whole = [-(-n // u) * u for n, u in zip(base.shape, base.unit, strict=True)]
+    layout = replace(base, tile=tuple(min(t, w) for t, w in zip(tile, whole, strict=True)))
+    check_memory(layout, memory, limit, model)
+    return layout, []
+
+
+def _outer_cells(outer: Any, field: Field, grid: PatchGrid) -> tuple[int, ...]:
+    """Cells of a super-tile from a Patcher of super-tiles, or from plain numbers."""
+    if not isinstance(outer, Patcher):
+        found = _over_axes(cells_of(outer, "outer"), field, grid, "outer")
+        return tuple(found or ())
+    geometry, sampler = outer.geometry, outer.sampler
+    if not isinstance(geometry, Rectangular) or not isinstance(sampler, RegularStride):
+        raise OptionError("an outer patcher needs a Rectangular geometry and a RegularStride")
+    size = _over_axes(geometry.size, field, grid, "outer size")
+    step = _over_axes(sampler.step, field, grid, "outer step")
+    if size != step:
+        raise AlignmentError(
+            f"super-tiles own their cells: the outer patcher must step by its size, got size "
+            f"{size} and step {step}; overlap belongs to the inner patcher"
+        )
+    return tuple(size or ())
+
+
+def _over_axes(
+    cells: Cells | None, field: Field, grid: PatchGrid, what: str
+) -> tuple[int, ...] | None:
+    """Cells along every patch axis, from a tuple, mapping or int."""
+    if cells is None:
+        return None
+    checked = cells_of(cells, what)
+    if isinstance(checked, int):
+        return (checked,) * len(grid.dims)
+    if isinstance(checked, Sequence) and len(checked) != len(grid.dims):
+        raise OptionError(
+            f"{what} {tuple(checked)} must give one number per patch axis ({', '.join(grid.dims)})"
+        )
+    if isinstance(checked, Sequence):
+        return tuple(checked)
+    named = per_axis(checked, field.domain, what)
+    if set(named) != set(grid.dims):
+        raise OptionError(f"{what} must name the patch axes {', '.join(grid.dims)}")
+    return tuple(named[dim] for dim in grid.dims)

@@ -1,0 +1,310 @@
+"""The plan: everything that will happen, decided before it does.
+
+A plan is small (a few kB of JSON), pure, and enough: a worker that has the plan and one integer
+can compute and write a super-tile.  :class:`PlanBase` has all of it that needs no Dask;
+:class:`geopatch_dask.execute.api.Plan` adds running.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from dataclasses import field as attribute
+from functools import cached_property
+from typing import Any, Self
+
+from geopatch_dask import fields
+from geopatch_dask.aggregation import Aggregation
+from geopatch_dask.errors import GeopatchError, OptionError, RecordError
+from geopatch_dask.fields.base import Field
+from geopatch_dask.patch.boxes import Box
+from geopatch_dask.patch.config import object_name, to_json
+from geopatch_dask.patch.domain import Coordinate, GridDomain, RasterDomain
+from geopatch_dask.patch.grid import PatchGrid
+from geopatch_dask.patch.patcher import Patcher
+from geopatch_dask.planning.cost import Cost, cost_of
+from geopatch_dask.planning.identity import code_identity, digest
+from geopatch_dask.planning.memory import MemoryPlan
+from geopatch_dask.planning.operator import Operator
+from geopatch_dask.planning.probe import Product
+from geopatch_dask.planning.supertile import Layout, SuperTile
+from geopatch_dask.store.location import Location
+
+__all__ = ["SCHEMA", "PlanBase", "fingerprint_parts"]
+
+#: Version of ``plan.json``; another one is refused.
+SCHEMA = 1
+
+
+@dataclass(frozen=True, eq=False)
+class PlanBase:
+    """What :func:`geopatch_dask.plan` decided.
+
+    Parameters
+    ----------
+    field : Field
+    patcher : Patcher
+    operator : Operator
+    target : Location
+    layout : Layout
+        Super-tiles, chunks and shards over the patch axes.
+    product : Product
+        The array that is written.
+    memory : MemoryPlan
+        Peak bytes of one worker slot.
+    parts : dict
+        The fingerprint, part by part.
+    memory_limit : int, bytes
+        What one worker slot has.
+    slots : int
+        Super-tiles computed at the same time.
+    seconds_per_patch : float
+        Measured at plan time.
+    rejected : tuple of dict
+        Layouts that were considered and lost, with the reason.
+    """
+
+    field: Field
+    patcher: Patcher
+    operator: Operator
+    target: Location
+    layout: Layout
+    product: Product
+    memory: MemoryPlan
+    parts: Mapping[str, Any]
+    memory_limit: int
+    slots: int
+    seconds_per_patch: float = 0.0
+    rejected: tuple[Mapping[str, Any], ...] = attribute(default=())
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Configuration only: what was derived is derived again on the other side."""
+        derived = {"grid", "cost", "fingerprint", "output_domain"}
+        return {key: value for key, value in self.__dict__.items() if key not in derived}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+    # ---- derived ---------------------------------------------------------------------------
+
+    @cached_property
+    def grid(self) -> PatchGrid:
+        """The patches."""
+        return self.patcher.grid(self.field.domain)
+
+    @cached_property
+    def cost(self) -> Cost:
+        """Patches run, cells read."""
+        return cost_of(self.grid, self.layout)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of what decides the values; the layout is not part of it."""
+        return digest(self.parts)
+
+    @property
+    def n_supertiles(self) -> int:
+        """Number of tasks."""
+        return self.layout.count
+
+    def supertile(self, i: int) -> SuperTile:
+        """Super-tile ``i``: a pure function of the number."""
+        return self.layout.supertile(i)
+
+    @cached_property
+    def output_domain(self) -> GridDomain:
+        """The grid of the target: leading axes of the result, then the patch axes."""
+        return output_domain(self.field.domain, self.product, self.grid)
+
+    @property
+    def chunks(self) -> tuple[int, ...]:
+        """Chunk shape of the stored array; leading axes one entry at a time."""
+        return (1,) * len(self.product.leading) + self.layout.chunks
+
+    @property
+    def shards(self) -> tuple[int, ...] | None:
+        """Shard shape of the stored array."""
+        if self.layout.shards is None:
+            return None
+        return (1,) * len(self.product.leading) + self.layout.shards
+
+    # ---- JSON ------------------------------------------------------------------------------
+
+    def to_json(self) -> str:
+        """The plan as JSON text, without secrets, data or code.
+
+        What cannot be written (an in-memory field, a lambda) is null there; give it again to
+        :meth:`from_json`.
+        """
+        product = asdict(self.product) | {"aggregation": None}
+        document = {
+            "schema": SCHEMA,
+            "fingerprint": self.fingerprint,
+            "parts": self.parts,
+            "field": _or_none(lambda: {"kind": self.field.kind, **self.field.get_config()}),
+            "patcher": _or_none(self.patcher.get_config),
+            "operator": _or_none(lambda: _operator_config(self.operator)),
+            "target": self.target.to_json(),
+            "layout": asdict(self.layout),
+            "product": to_json(product),
+            "memory": asdict(self.memory),
+            "memory_limit": self.memory_limit,
+            "slots": self.slots,
+            "seconds_per_patch": self.seconds_per_patch,
+            "rejected": [dict(r) for r in self.rejected],
+        }
+        return json.dumps(document, indent=1, allow_nan=False)
+
+    @classmethod
+    def from_json(
+        cls,
+        text: str | bytes,
+        *,
+        field: Field | None = None,
+        patcher: Patcher | None = None,
+        operator: Operator | None = None,
+    ) -> Self:
+        """The plan that :meth:`to_json` described.
+
+        Parameters
+        ----------
+        text : str or bytes
+        field, patcher, operator : optional
+            In place of those that JSON could not hold.
+
+        Raises
+        ------
+        RecordError
+            For text that is no plan, or one of another schema version.
+        OptionError
+            When a part is missing that JSON could not hold.
+        """
+        data = read_plan(text)
+        given: dict[str, Any] = {"field": field, "patcher": patcher, "operator": operator}
+        for name, value in given.items():
+            if value is None and data[name] is None:
+                raise OptionError(
+                    f"the stored plan has no {name} (it was in memory only); pass {name}= again"
+                )
+        patcher = patcher or Patcher.from_config(data["patcher"])
+        stored = dict(data["product"])
+        aggregation = patcher.aggregation
+        if not isinstance(aggregation, Aggregation):
+            raise OptionError(f"{aggregation!r} is not an aggregation")
+        return cls(
+            field=field or fields.field_from_config(data["field"]),
+            patcher=patcher,
+            operator=operator or Operator(**data["operator"]),
+            target=Location.from_json(data["target"]),
+            layout=Layout(**{k: _tuples(v) for k, v in data["layout"].items()}),
+            product=Product(
+                **{k: _tuples(v) for k, v in stored.items()}
+                | {
+                    "aggregation": aggregation,
+                    "fill": _number(stored["fill"]),
+                    "missing": _number(stored["missing"]),
+                }
+            ),
+            memory=MemoryPlan(**data["memory"]),
+            parts=data["parts"],
+            memory_limit=data["memory_limit"],
+            slots=data["slots"],
+            seconds_per_patch=data["seconds_per_patch"],
+            rejected=tuple(data["rejected"]),
+        )
+
+
+def read_plan(text: str | bytes) -> dict[str, Any]:
+    """Parse ``plan.json``; :class:`RecordError` for anything that is not one of ours."""
+    try:
+        data = json.loads(text)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise RecordError(f"plan.json is not JSON ({error}); was it cut short?") from None
+    if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+        version = data.get("schema") if isinstance(data, dict) else None
+        raise RecordError(f"plan.json has schema {version!r}; this version reads {SCHEMA}")
+    return data
+
+
+def fingerprint_parts(
+    field: Field, patcher: Patcher, operator: Operator, product: Product, grid: PatchGrid
+) -> dict[str, Any]:
+    """What decides the values, part by part, as JSON."""
+    window = patcher.window if patcher.aggregation.weighted else None
+    parts = {
+        "field": field.identity(),
+        "domain": {"dims": list(field.domain.dims), "shape": list(field.domain.shape)},
+        "geometry": patcher.geometry.get_config(),
+        "sampler": patcher.sampler.get_config(),
+        "window": window and (_or_none(window.get_config) or code_identity(window)),
+        "aggregation": _or_none(patcher.aggregation.get_config)
+        or code_identity(patcher.aggregation),
+        "operator": operator.identity(),
+        "output": to_json(
+            {
+                "name": product.name,
+                "dtype": product.dtype,
+                "result_dtype": product.result_dtype,
+                "fill": product.fill,
+                "missing": product.missing,
+                "dims": product.dims,
+                "leading": product.leading,
+            }
+        ),
+    }
+    if window is not None and not window.separable:
+        parts["weights"] = code_identity(window.weights(grid.size))
+    return json.loads(json.dumps(parts))  # type: ignore[no-any-return]  # tuples become lists
+
+
+def output_domain(domain: GridDomain, product: Product, grid: PatchGrid) -> GridDomain:
+    """The grid that a product lives on: its leading axes, then the patch axes of the field."""
+    lead = product.dims[: len(product.leading)]
+    shape = product.leading + grid.shape
+    coords: dict[str, Coordinate] = {}
+    for dim, n in zip(product.dims, shape, strict=True):
+        known = domain.coords.get(dim)
+        if (
+            known is not None
+            and len(known.values) == n
+            and (dim in grid.dims or dim in grid.riding)
+        ):
+            coords[dim] = known
+    if isinstance(domain, RasterDomain) and product.dims[-2:] == domain.dims[-2:]:
+        return RasterDomain(product.dims, shape, coords, domain.crs, domain.transform)
+    for dim in product.dims[len(lead) :]:
+        labels = domain.labels(dim, 0, domain.size(dim))
+        if dim not in coords and labels is not None:
+            coords[dim] = Coordinate(labels)
+    return GridDomain(product.dims, shape, coords, domain.crs)
+
+
+def _operator_config(operator: Operator) -> dict[str, Any]:
+    config = {name: getattr(operator, name) for name in operator.__dataclass_fields__}
+    if not isinstance(operator.function, str):
+        name = object_name(operator.function)
+        if name.startswith("__main__:"):
+            raise OptionError("a function of __main__ cannot be imported elsewhere")
+        config["function"] = name
+    return to_json(config)  # type: ignore[no-any-return]  # a mapping stays a mapping
+
+
+def _or_none(call: Any) -> Any:
+    try:
+        return call()
+    except GeopatchError:
+        return None
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+def _number(value: Any) -> Any:
+    return float(value) if isinstance(value, str) else value
+
+
+def done_boxes(records: Mapping[str, Any]) -> list[Box]:
+    """Boxes of finished records."""
+    return [Box.from_json(r.box) if not isinstance(r.box, Box) else r.box for r in records.values()]

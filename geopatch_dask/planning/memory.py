@@ -1,0 +1,144 @@
+"""How many bytes a worker holds while it computes one super-tile: a formula, checked before a run.
+
+::
+
+    M = reserved                           Python, numpy, GDAL, zarr, dask: an idle worker
+      + cache                              GDAL's block cache, where the field is a raster
+      + input      b_in W_r (P + S' + u)   rows of the field being swept, S' rows a batch lags behind
+      + band       g_r b_in W_r u          a band of u rows arriving
+      + state      b_acc W (P + S' + q)    ring of accumulators: P_w rows in flight, q rows per flush
+      + batch      B (b_in + g_o b_out) P^d    patches, results, temporaries
+      + operator                           what the operator takes (measured, or declared)
+      + flush      (g_f 8 + g_w b_out) W q     rows being divided, rounded, encoded
+
+W is the width of the super-tile, W_r of what it reads, q the write unit, P the patch, per leading
+entry; "rows" are along the first patch axis.  Without a sweep (irregular anchors) the ring and the
+input are as tall as the super-tile.  Nothing in it grows with the size of the field.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields
+
+__all__ = ["MemoryModel", "MemoryPlan", "Shapes", "memory_of"]
+
+
+@dataclass(frozen=True)
+class MemoryModel:
+    """Constants of the memory model.
+
+    Parameters
+    ----------
+    reserved : int, bytes
+        Resident set of a worker that has imported everything and opened a field and a store,
+        measured with ``benchmarks/bench_memory.py``.
+    share : float
+        How much of a worker's limit a plan may use; Dask starts to spill at 0.7.
+    reading : float
+        Copies of a band while it is read: the array, and mask and promoted copy where cells may
+        be missing (``g_r`` is 1 without).
+    rounding : float
+        Float64 temporaries per flushed cell: weights, quotient.
+    encoding : float
+        Copies of flushed output: the array, and zarr's chunk, compressed and uncompressed.
+    temporaries : float
+        Float64 copies of one patch result while it is added.
+    """
+
+    reserved: int = 190 << 20
+    share: float = 0.7
+    reading: float = 2.0
+    rounding: float = 2.0
+    encoding: float = 2.0
+    temporaries: float = 2.0
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What the formula needs to know about one super-tile; cells unless said otherwise.
+
+    Parameters
+    ----------
+    rows_in, width_in : int
+        Height of the input buffer, and product of the other axes that are read.
+    band : int
+        Rows read at once.
+    rows_state, width : int
+        Height of the accumulators, and product of the super-tile's other axes.
+    flush : int
+        Rows written at once.
+    patch : int
+        Cells of a patch.
+    batch : int
+        Patches held at once.
+    lead_in, lead_out : int
+        Entries of the axes before the patch axes.
+    bytes_in, bytes_out, bytes_result : int
+        Per cell: of the field, of the output, of the operator's result.
+    bytes_state : int
+        Accumulators per cell and leading entry, counts included.
+    may_miss : bool
+        Whether cells may be missing.
+    cache, operator : int, bytes
+    """
+
+    rows_in: int
+    width_in: int
+    band: int
+    rows_state: int
+    width: int
+    flush: int
+    patch: int
+    batch: int
+    lead_in: int
+    lead_out: int
+    bytes_in: int
+    bytes_out: int
+    bytes_result: int
+    bytes_state: int
+    may_miss: bool
+    cache: int
+    operator: int
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Peak bytes of one worker, by purpose."""
+
+    reserved: int
+    cache: int
+    input: int
+    band: int
+    state: int
+    batch: int
+    operator: int
+    flush: int
+
+    @property
+    def total(self) -> int:
+        """Bytes in all."""
+        return sum(getattr(self, f.name) for f in fields(self))
+
+    def to_json(self) -> dict[str, int]:
+        """Bytes by purpose, and ``total``."""
+        return {**asdict(self), "total": self.total}
+
+
+def memory_of(shapes: Shapes, model: MemoryModel) -> MemoryPlan:
+    """Evaluate the formula of this module."""
+    s = shapes
+    cell_in = s.bytes_in * s.lead_in
+    reading = model.reading if s.may_miss else 1.0
+    result = s.bytes_result + 8 * model.temporaries
+    flushed = 8 * model.rounding + s.bytes_out * model.encoding
+    return MemoryPlan(
+        reserved=model.reserved,
+        cache=s.cache,
+        input=cell_in * s.width_in * s.rows_in,
+        band=math.ceil(cell_in * s.width_in * s.band * reading),
+        state=s.bytes_state * s.lead_out * s.width * s.rows_state,
+        batch=math.ceil(s.batch * s.patch * (cell_in + s.lead_out * result)),
+        operator=s.operator,
+        flush=math.ceil(s.width * s.flush * s.lead_out * flushed),
+    )

@@ -1,0 +1,229 @@
+"""Operators: what turns a patch of the field into a patch of the output.
+
+An operator is any picklable callable from an array to an array.  :class:`Operator` adds what a
+plain callable cannot say: that it is a *factory* (a model is built once per worker process and
+never travels in the graph), that it wants *batches*, that it wants the whole
+:class:`~geopatch_dask.patch.patch.Patch`, or what it makes of missing cells.
+
+The bits of a result may depend on how an operator is called, so it is always called in the same
+way: C-contiguous arrays, one fixed batch shape, the last batch padded.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import cloudpickle
+import numpy as np
+import numpy.typing as npt
+
+from geopatch_dask.errors import OperatorError, OptionError
+from geopatch_dask.patch.config import load_object
+from geopatch_dask.patch.geometry import cells_of
+from geopatch_dask.patch.patch import Patch
+from geopatch_dask.planning.identity import code_identity
+
+__all__ = ["Operator"]
+
+Array = npt.NDArray[Any]
+
+#: An operator that pickles larger than this carries data that belongs in a factory.
+LARGE_PICKLE = 1 << 20
+
+_built: dict[str, Callable[..., Any]] = {}
+_building = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Operator:
+    """A function of patches, and how to call it.
+
+    Parameters
+    ----------
+    function : callable, or ``"module:name"``
+        ``array -> array``.  Without ``batch`` the array has the shape of ``patch.data``,
+        (*riding axes, *patch axes); with it, a batch axis comes first.  The result keeps the patch
+        axes; axes before them are free but always the same.
+    factory : bool
+        ``function(**options)`` is called once per process and returns the callable.
+    options : mapping
+        Keyword arguments, for the factory or for every call.  Part of the operator's identity.
+    batch : int or None
+        Patches per call.  The last batch of a super-tile is padded with repeats.
+    takes : {"array", "patch"}
+        ``"patch"``: the function gets a Patch (anchor, coords, transform) and no batches.
+    missing : {"pass", "mask"}
+        ``"pass"``: NaN goes in as it is.  ``"mask"``: NaN is replaced by ``fill`` on the way in,
+        and cells that were missing in any band are missing in the result too.
+    fill : float
+        See ``missing``.
+    version : str or None
+        Names this version of the operator.  By default its identity is its name and source; give a
+        version when weights change behind the same source, or when the source is not to matter.
+    memory : int, bytes
+        Working memory of one call beyond inputs and results, where the measurement at plan time
+        cannot see it (allocations outside numpy, such as a model's).
+    """
+
+    function: Callable[..., Any] | str
+    factory: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+    batch: int | None = None
+    takes: Literal["array", "patch"] = "array"
+    missing: Literal["pass", "mask"] = "pass"
+    fill: float = 0.0
+    version: str | None = None
+    memory: int = 0
+
+    def __post_init__(self) -> None:
+        if not callable(self.function) and not isinstance(self.function, str):
+            raise OptionError(f"an operator is a callable or 'module:name', got {self.function!r}")
+        if self.takes not in ("array", "patch"):
+            raise OptionError(f"takes {self.takes!r} is neither 'array' nor 'patch'")
+        if self.missing not in ("pass", "mask"):
+            raise OptionError(f"missing {self.missing!r} is neither 'pass' nor 'mask'")
+        if self.batch is not None:
+            cells_of((self.batch,), "batch")
+            if self.takes == "patch":
+                raise OptionError("an operator that takes patches gets them one by one; drop batch")
+
+    @classmethod
+    def of(cls, operator: Operator | Callable[..., Any] | str) -> Operator:
+        """An operator as it is, a bare callable or name wrapped."""
+        return operator if isinstance(operator, Operator) else cls(operator)
+
+    @property
+    def name(self) -> str:
+        """A short name for reports."""
+        if isinstance(self.function, str):
+            return self.function
+        found = getattr(self.function, "__qualname__", None)
+        return str(found or type(self.function).__qualname__)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the operator's values, as JSON."""
+        if self.version is not None:
+            code: Any = self.version
+        else:
+            loaded = load_object(self.function) if isinstance(self.function, str) else self.function
+            code = code_identity(loaded)
+        return {
+            "name": self.name,
+            "code": code,
+            "options": code_identity(dict(self.options)) if self.options else None,
+            "batch": self.batch,
+            "takes": self.takes,
+            "missing": [self.missing, repr(self.fill)] if self.missing == "mask" else self.missing,
+        }
+
+    def check_picklable(self) -> int:
+        """Bytes of the pickled operator.
+
+        Raises
+        ------
+        OperatorError
+            When it cannot be pickled, naming what is in the way and the remedy.
+        """
+        try:
+            size = len(cloudpickle.dumps(self))
+        except Exception as error:
+            raise OperatorError(
+                f"operator {self.name} cannot be sent to workers ({error}); keep open files, locks "
+                "and models out of it: give a factory, Operator('module:make', factory=True)"
+            ) from error
+        if size > 64 * LARGE_PICKLE:
+            raise OperatorError(
+                f"operator {self.name} pickles to {size / 2**20:.0f} MiB; build what it carries on "
+                "the workers: Operator('module:make', factory=True)"
+            )
+        return size
+
+    # ---- calling ---------------------------------------------------------------------------
+
+    def load(self) -> Callable[..., Any]:
+        """The callable, built at most once per process where it is a factory."""
+        if not self.factory:
+            loaded = load_object(self.function) if isinstance(self.function, str) else self.function
+            if not callable(loaded):
+                raise OperatorError(f"operator {self.name} is not callable: {loaded!r}")
+            return loaded  # type: ignore[no-any-return]  # checked just above
+        key = repr((self.identity(), self.factory))
+        with _building:
+            if key not in _built:
+                make = (
+                    load_object(self.function) if isinstance(self.function, str) else self.function
+                )
+                made = make(**self.options)
+                if not callable(made):
+                    raise OperatorError(
+                        f"factory {self.name} returned {type(made).__name__}, not a callable"
+                    )
+                _built[key] = made
+            return _built[key]
+
+    def run(self, patches: Sequence[Patch]) -> list[Array]:
+        """Apply to some patches of one shape: at most ``batch`` of them.
+
+        Returns
+        -------
+        list of ndarray, one per patch, shape (*leading, *patch)
+
+        Raises
+        ------
+        OperatorError
+            When the result has not the patch axes of the input.
+        """
+        call = self.load()
+        options = {} if self.factory else dict(self.options)
+        if self.takes == "patch":
+            results = [_bare(call(patch, **options)) for patch in patches]
+        elif self.batch is None:
+            results = [np.asarray(call(self._input(p.data), **options)) for p in patches]
+        else:
+            results = self._run_batch(call, options, patches)
+        return [
+            self._checked(result, patch) for result, patch in zip(results, patches, strict=True)
+        ]
+
+    def _run_batch(
+        self, call: Callable[..., Any], options: dict[str, Any], patches: Sequence[Patch]
+    ) -> list[Array]:
+        size = self.batch or 1
+        padded = [p.data for p in patches] + [patches[-1].data] * (size - len(patches))
+        result = np.asarray(call(self._input(np.stack(padded)), **options))
+        if result.ndim < 1 or result.shape[0] != size:
+            raise OperatorError(
+                f"operator {self.name} got a batch of {size} and returned shape {result.shape}; "
+                "the batch axis must stay first"
+            )
+        return list(result[: len(patches)])
+
+    def _input(self, data: Array) -> Array:
+        if self.missing == "mask" and data.dtype.kind == "f":
+            data = np.where(np.isnan(data), np.asarray(self.fill, data.dtype), data)
+        return np.ascontiguousarray(data)
+
+    def _checked(self, result: Array, patch: Patch) -> Array:
+        ndim = patch.indices.ndim
+        if result.ndim < ndim or result.shape[result.ndim - ndim :] != patch.indices.shape:
+            raise OperatorError(
+                f"operator {self.name} got a patch of shape {patch.data.shape} and returned "
+                f"{result.shape}; its last {ndim} axes must stay {patch.indices.shape}"
+            )
+        if result.dtype.kind not in "iufb":
+            raise OperatorError(
+                f"operator {self.name} returned dtype {result.dtype}; return real numbers"
+            )
+        if self.missing == "mask" and patch.data.dtype.kind == "f":
+            gone = np.isnan(patch.data).reshape(-1, *patch.indices.shape).any(axis=0)
+            if gone.any():
+                result = result.astype(np.result_type(result.dtype, np.float32))
+                result[..., gone] = np.nan
+        return result
+
+
+def _bare(result: Any) -> Array:
+    return np.asarray(result.data if isinstance(result, Patch) else result)

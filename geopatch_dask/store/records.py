@@ -1,0 +1,285 @@
+"""The records of one plan beside one target.
+
+::
+
+    out.zarr.geopatch/          beside, never inside: readers of the store do not see it
+        1f0c2a9e/               one folder per fingerprint, first 8 characters
+            plan.json  report.json  tiles/  failed/
+
+Objects are written whole and never appended to, so any number of writers need no lock.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from geopatch_dask.errors import RecordError
+from geopatch_dask.store.location import Location
+from geopatch_dask.store.record_format import SCHEMA, Record, now, parse_object
+from geopatch_dask.store.target import STATE
+
+__all__ = ["SCHEMA", "Ledger", "Record", "fingerprints", "now"]
+
+#: Characters of the fingerprint that name its folder.
+_SHORT = 8
+#: Up to here one thread reads; beyond it, latency counts and many do.
+_FEW = 64
+_READERS = 32
+_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+
+
+@dataclass
+class Ledger:
+    """Reads and writes the records of the plan ``fingerprint`` beside ``location``.
+
+    Small and picklable, like a location.
+
+    Parameters
+    ----------
+    location : Location
+        Of the target, not of the folder beside it.
+    fingerprint : str
+        Hex, at least 8 characters.
+
+    Attributes
+    ----------
+    problems : list of str
+        What the last :meth:`done` or :meth:`failed` found and did not trust.
+
+    Raises
+    ------
+    RecordError
+        For a fingerprint that cannot name a folder.
+    """
+
+    location: Location
+    fingerprint: str
+    problems: list[str] = field(default_factory=list, init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9]{8,}", self.fingerprint):
+            raise RecordError(f"{self.fingerprint!r} is no fingerprint: 8 or more hex digits")
+
+    @property
+    def folder(self) -> Location:
+        """Where the records are."""
+        return self.location.sibling(STATE).child(self.fingerprint[:_SHORT])
+
+    # -- the plan and the report ---------------------------------------------------------------
+
+    def write_plan(self, text: str) -> None:
+        """Record the plan: a JSON object whose ``"fingerprint"`` is this ledger's.
+
+        Raises
+        ------
+        RecordError
+            When it is not.
+        TargetError
+        """
+        self._check_plan(parse_object(text.encode(), "plan.json"))
+        self.folder.write("plan.json", text.encode())
+
+    def read_plan(self) -> str | None:
+        """The recorded plan, or None when there is none.
+
+        Raises
+        ------
+        RecordError
+            When it is torn, or that of another fingerprint.
+        TargetError
+        """
+        raw = self.folder.read("plan.json")
+        if raw is None:
+            return None
+        self._check_plan(parse_object(raw, f"{self.folder.display}/plan.json"))
+        return raw.decode()
+
+    def write_report(self, report: Mapping[str, Any]) -> None:
+        """Record the report of a run, plain JSON.
+
+        Raises
+        ------
+        TargetError
+        """
+        self.folder.write("report.json", json.dumps(dict(report), indent=1).encode())
+
+    def read_report(self) -> dict[str, Any] | None:
+        """The report of the last run, or None.
+
+        Raises
+        ------
+        RecordError
+            When it is torn.
+        TargetError
+        """
+        raw = self.folder.read("report.json")
+        if raw is None:
+            return None
+        return parse_object(raw, f"{self.folder.display}/report.json")
+
+    # -- records -------------------------------------------------------------------------------
+
+    def put(self, record: Record) -> None:
+        """Record that a super-tile is done or empty.  Its data must have been written before.
+
+        Raises
+        ------
+        RecordError
+            When the record is of another plan, or of a failure.
+        TargetError
+        """
+        self._check(record, failed=False)
+        self.folder.write(_name("tiles", record.id), record.to_bytes())
+        self.folder.delete(_name("failed", record.id))
+
+    def put_failed(self, record: Record) -> None:
+        """Record that a super-tile was given up; credentials are taken out of its error.
+
+        Raises
+        ------
+        RecordError
+            When the record is of another plan, or not of a failure.
+        TargetError
+        """
+        self._check(record, failed=True)
+        error = {k: self.location.scrub(v) for k, v in (record.error or {}).items()}
+        clean = replace(record, error=error)
+        self.folder.write(_name("failed", record.id), clean.to_bytes())
+
+    def get(self, tile: str) -> Record | None:
+        """The record of a super-tile that is done, or None.
+
+        Raises
+        ------
+        RecordError
+            When it is torn, of an unknown version, or of another plan.
+        TargetError
+        """
+        return self._read("tiles", tile)
+
+    def delete(self, tile: str) -> None:
+        """Forget a super-tile, done or failed; to be called before its data is written again.
+
+        Raises
+        ------
+        TargetError
+        """
+        self.folder.delete(_name("tiles", tile))
+        self.folder.delete(_name("failed", tile))
+
+    def done(self, layout: str | None = None) -> dict[str, Record]:
+        """Records of super-tiles that are done or empty, keyed by id, in order of ordinals.
+
+        A record that cannot be trusted counts as not done and is told in :attr:`problems`.
+
+        Parameters
+        ----------
+        layout : str, optional
+            Trust only records of this layout: under another one, ids mean other cells.
+
+        Raises
+        ------
+        TargetError
+        """
+        return self._scan("tiles", layout)
+
+    def failed(self, layout: str | None = None) -> dict[str, Record]:
+        """Records of super-tiles that were given up, keyed by id; otherwise as :meth:`done`."""
+        return self._scan("failed", layout)
+
+    def _scan(self, kind: str, layout: str | None) -> dict[str, Record]:
+        names = [name.removesuffix(".json") for name in self.folder.list(kind)]
+        tiles = [name.rpartition("/")[2] for name in names]
+        self.problems = []
+        good: list[Record] = []
+        for tile, found in zip(tiles, _each(lambda t: self._try(kind, t), tiles), strict=True):
+            if isinstance(found, RecordError):
+                self.problems.append(str(found))
+            elif found is not None and layout is not None and found.layout != layout:
+                self.problems.append(f"{kind}/{tile}.json: of another layout ({found.layout!r})")
+            elif found is not None:
+                good.append(found)
+        return {record.id: record for record in sorted(good, key=lambda r: r.ordinal)}
+
+    def _try(self, kind: str, tile: str) -> Record | RecordError | None:
+        try:
+            return self._read(kind, tile)
+        except RecordError as error:
+            return error
+
+    def _read(self, kind: str, tile: str) -> Record | None:
+        name = _name(kind, tile)
+        raw = self.folder.read(name)
+        if raw is None:
+            return None
+        where = f"{self.folder.display}/{name}"
+        record = Record.from_bytes(raw, where)
+        if record.id != tile:
+            raise RecordError(f"{where}: holds the record of super-tile {record.id!r}")
+        try:
+            self._check(record, failed=kind == "failed")
+        except RecordError as error:
+            raise RecordError(f"{where}: {error}") from None
+        return record
+
+    def _check(self, record: Record, *, failed: bool) -> None:
+        if record.fingerprint != self.fingerprint:
+            raise RecordError(
+                f"super-tile {record.id!r} is of plan {record.fingerprint[:_SHORT]}, "
+                f"not of {self.fingerprint[:_SHORT]}"
+            )
+        if (record.state == "failed") != failed:
+            raise RecordError(
+                f"super-tile {record.id!r}: state {record.state!r} is in its wrong place"
+            )
+
+    def _check_plan(self, plan: Mapping[str, Any]) -> None:
+        found = plan.get("fingerprint")
+        if found != self.fingerprint:
+            raise RecordError(
+                f"plan.json has fingerprint {found!r}, its folder is for {self.fingerprint!r}"
+            )
+
+
+def fingerprints(location: Location) -> list[str]:
+    """Fingerprints of the plans recorded beside a target, sorted.
+
+    Raises
+    ------
+    RecordError
+        When a ``plan.json`` is torn or has no fingerprint.
+    TargetError
+    """
+    state = location.sibling(STATE)
+    found = []
+    for folder in state.list():
+        raw = state.read(f"{folder}/plan.json")
+        if raw is None:  # the run died before it wrote its plan: nothing was done
+            continue
+        where = f"{state.display}/{folder}/plan.json"
+        value = parse_object(raw, where).get("fingerprint")
+        if not isinstance(value, str) or value[:_SHORT] != folder:
+            raise RecordError(f"{where}: fingerprint {value!r} is not that of its folder")
+        found.append(value)
+    return sorted(found)
+
+
+def _name(kind: str, tile: str) -> str:
+    if not _ID.fullmatch(tile):
+        raise RecordError(f"{tile!r} cannot name a super-tile: use letters, digits, _, . and -")
+    return f"{kind}/{tile}.json"
+
+
+def _each(
+    read: Callable[[str], Record | RecordError | None], tiles: Iterable[str]
+) -> list[Record | RecordError | None]:
+    tiles = list(tiles)
+    if len(tiles) <= _FEW:
+        return [read(tile) for tile in tiles]
+    with ThreadPoolExecutor(_READERS) as pool:
+        return list(pool.map(read, tiles))

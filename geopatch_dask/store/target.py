@@ -1,0 +1,224 @@
+"""The life of a target after its template: opened by workers, finished once, read by people.
+
+Workers open arrays ``r+`` by their own metadata, never by consolidated metadata, which may be
+stale.  Consolidation is the last act: :func:`finish` replaces the group's document, in one atomic
+write, by one that holds the metadata of everything *and* says ``geopatch:complete``.  A reader
+therefore sees an unfinished target or a finished one, never something between.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import xarray as xr
+import zarr
+
+from geopatch_dask.errors import OptionError, TargetError
+from geopatch_dask.store.location import Location, raise_target_error
+
+__all__ = [
+    "COMPLETE",
+    "DELETING",
+    "ROOT",
+    "STATE",
+    "IncompleteWarning",
+    "finish",
+    "is_complete",
+    "open_array",
+    "open_target",
+    "read_root",
+    "reopen",
+]
+
+#: The group's document.
+ROOT = "zarr.json"
+#: Suffix of the folder beside a target that holds its records.
+STATE = ".geopatch"
+#: Attribute of a target whose last act is done.
+COMPLETE = "geopatch:complete"
+#: Attribute of the tombstone that stands while an old target is being deleted.
+DELETING = "geopatch:deleting"
+
+
+class IncompleteWarning(UserWarning):
+    """A target was opened that is not finished: what is missing in it shows as the fill value."""
+
+
+def read_root(location: Location | object) -> dict[str, Any] | None:
+    """The group's document, or None when there is none.  A torn one reads as an empty document.
+
+    Raises
+    ------
+    TargetError
+        When the place is forbidden or unreachable.
+    """
+    raw = Location.of(location).read(ROOT)
+    if raw is None:
+        return None
+    try:
+        document = json.loads(raw)
+    except ValueError:
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def is_complete(location: Location | object) -> bool:
+    """Whether the target says that it is finished.
+
+    Raises
+    ------
+    TargetError
+        When the place is forbidden or unreachable; an absent target is not complete.
+    """
+    return (read_root(location) or {}).get("attributes", {}).get(COMPLETE) is True
+
+
+def open_array(location: Location | object, name: str) -> zarr.Array[Any]:
+    """An array of the target, for reading and for :func:`~.regions.write_region`.
+
+    Raises
+    ------
+    TargetError
+        When the target or the array is missing.
+    """
+    place = Location.of(location)
+    if not place.exists(f"{name}/{ROOT}"):  # zarr would make the directory of a missing store
+        raise TargetError(
+            f"no array {name!r} in {place.display}: the target has to be created before it is "
+            "written, and must not be deleted while it is"
+        )
+    try:
+        return zarr.open_array(
+            place.zarr_store(), path=f"{place.path}/{name}".strip("/"), mode="r+", zarr_format=3
+        )
+    except Exception as error:
+        raise_target_error("open", f"{place.display}/{name}", error, place.storage_options)
+
+
+def finish(location: Location | object, attrs: Mapping[str, Any] | None = None) -> None:
+    """Consolidate the metadata and declare the target complete, in one atomic write.
+
+    To be called once everything is done; calling it again does no harm.
+
+    Parameters
+    ----------
+    location : Location, or what :meth:`Location.of` takes
+    attrs : mapping, optional
+        JSON attributes to add to the group.
+
+    Raises
+    ------
+    TargetError
+        When there is no target.
+    OptionError
+        When the attributes are not plain JSON.
+    """
+    place = Location.of(location)
+    root = _existing_root(place)
+    root["attributes"] = {**root.get("attributes", {}), **(attrs or {}), COMPLETE: True}
+    root.pop("consolidated_metadata", None)
+    if getattr(place.zarr_store(), "supports_consolidated_metadata", True):
+        root["consolidated_metadata"] = {
+            "kind": "inline",
+            "must_understand": False,
+            "metadata": _members(place, ""),
+        }
+    _write_root(place, root)
+
+
+def reopen(location: Location | object) -> None:
+    """Take back :func:`finish`, before cells of a finished target are computed again.
+
+    Raises
+    ------
+    TargetError
+        When there is no target.
+    """
+    place = Location.of(location)
+    root = _existing_root(place)
+    root.get("attributes", {}).pop(COMPLETE, None)
+    root.pop("consolidated_metadata", None)
+    _write_root(place, root)
+
+
+def open_target(location: Location | object, chunks: Any = "auto") -> xr.Dataset:
+    """The target as an xarray Dataset, lazily, with the CRS as a coordinate.
+
+    Parameters
+    ----------
+    location : Location, or what :meth:`Location.of` takes
+    chunks : "auto", None, or mapping
+        As in :func:`xarray.open_zarr`: Dask arrays of the stored chunks, or plain lazy arrays for
+        None.
+
+    Warns
+    -----
+    IncompleteWarning
+        When the target is not finished.
+
+    Raises
+    ------
+    TargetError
+        When there is no target.
+    """
+    place = Location.of(location)
+    _existing_root(place)
+    complete = is_complete(place)
+    try:
+        dataset: xr.Dataset = xr.open_zarr(
+            place.zarr_store(read_only=True),
+            group=place.path or None,
+            chunks=chunks,
+            zarr_format=3,
+            consolidated=None if complete else False,
+        )
+    except Exception as error:
+        raise_target_error("open", place.display, error, place.storage_options)
+    if not complete:
+        warnings.warn(
+            f"{place.display} is not complete: cells not computed yet hold the fill value",
+            IncompleteWarning,
+            stacklevel=2,
+        )
+    return dataset
+
+
+def _existing_root(place: Location) -> dict[str, Any]:
+    root = read_root(place)
+    if root is None:
+        raise TargetError(
+            f"there is no Zarr store at {place.display}: check the path, or run a plan"
+        )
+    if root.get("attributes", {}).get(DELETING):
+        raise TargetError(
+            f"{place.display} was being replaced when that run was interrupted: run it again"
+        )
+    return root
+
+
+def _write_root(place: Location, root: Mapping[str, Any]) -> None:
+    try:
+        text = json.dumps(root, indent=2, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"attributes of the target must be plain JSON: {error}") from None
+    place.write(ROOT, text.encode())
+
+
+def _members(place: Location, prefix: str) -> dict[str, Any]:
+    """Documents of the arrays and groups below ``prefix``, keyed by path.
+
+    Read object by object instead of asked of zarr: it would warn about the records that live
+    inside an open store, and write without our attribute.
+    """
+    found: dict[str, Any] = {}
+    for name in place.list(prefix):
+        raw = place.read(f"{name}/{ROOT}") if name != ROOT else None
+        if raw is None:
+            continue
+        found[name] = json.loads(raw)
+        if found[name].get("node_type") == "group":
+            found.update(_members(place, name))
+    return found

@@ -1,0 +1,400 @@
+"""The empty result: everything but the data, made once, before anything runs.
+
+A template costs the same for a megabyte and for a petabyte: metadata, 1-D labels and the CRS::
+
+    out.zarr/zarr.json                 group: georeference, geopatch:template, later :complete
+             data/zarr.json            shape, chunks, shards, fill value; no chunks
+             y/ x/ time/ ...           labels, stored
+             spatial_ref/              CRS
+
+It is built in memory first, then copied, the group's document first.  That order is what makes a
+crash harmless at every step: the group says whose it is (``geopatch:template``, a digest of
+everything that defines the template) and is finished only when it says so
+(``geopatch:complete``, written by :func:`finish` in one atomic replacement).  Whoever finds the
+same digest, after a crash or in a race, adds what is missing and goes on.
+
+Replacing a target goes through a tombstone, so that a crash in the middle leaves neither a result
+that looks finished nor records of data that is gone::
+
+    zarr.json := "geopatch:deleting"  ->  delete records  ->  delete data  ->  new template
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import ZstdCodec
+from zarr.storage import MemoryStore
+
+from geopatch_dask.errors import AlignmentError, OptionError, TargetError
+from geopatch_dask.patch.domain import GridDomain
+from geopatch_dask.store import georef, labels
+from geopatch_dask.store.location import Location
+from geopatch_dask.store.regions import sync_region, write_region, write_unit
+from geopatch_dask.store.target import (
+    COMPLETE,
+    DELETING,
+    ROOT,
+    STATE,
+    IncompleteWarning,
+    finish,
+    is_complete,
+    open_array,
+    open_target,
+    read_root,
+    reopen,
+)
+
+__all__ = [
+    "ArraySpec",
+    "IncompleteWarning",
+    "create",
+    "finish",
+    "is_complete",
+    "open_array",
+    "open_target",
+    "reopen",
+    "sync_region",
+    "write_region",
+    "write_unit",
+]
+
+#: Version of what this module writes.
+SCHEMA = 1
+#: Before the names of our own attributes.
+_OWN = "geopatch:"
+#: Labels are read whole; this only bounds the size of one object (8 MB of float64).
+_LABEL_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One array of the result.
+
+    Parameters
+    ----------
+    name : str
+        Also its variable name in xarray.
+    dtype : str
+        A number or bool, as numpy spells it (``"float32"``).
+    dims : tuple of str
+        Axis names, slowest first; axes of the domain.
+    shape, chunks : tuple of int, cells
+    shards : tuple of int, cells, or None
+        Whole chunks on every axis.
+    fill_value : float, int, "NaN", "Infinity", "-Infinity" or None
+        What cells hold that nobody wrote.  xarray shows it as missing; None means 0, not missing.
+    attrs : mapping
+        JSON attributes; win over generated ones of the same name.
+
+    Raises
+    ------
+    AlignmentError
+        When chunks do not divide shards, or the numbers of axes differ.
+    OptionError
+        When name, dtype or fill value make no sense.
+    """
+
+    name: str
+    dtype: str
+    dims: tuple[str, ...]
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]
+    shards: tuple[int, ...] | None = None
+    fill_value: float | int | str | None = "NaN"
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.name or set("/\\") & set(self.name) or self.name.startswith((".", "__")):
+            raise OptionError(f"{self.name!r} cannot name an array: use letters, digits and _")
+        try:
+            dtype = np.dtype(self.dtype)
+        except TypeError:
+            raise OptionError(f"array {self.name!r}: {self.dtype!r} is no dtype") from None
+        if dtype.kind not in "biufc":
+            raise OptionError(f"array {self.name!r}: results are numbers or bools, not {dtype}")
+        for what in ("dims", "shape", "chunks", "shards"):
+            value = getattr(self, what)
+            if value is not None and len(value) != len(self.shape):
+                raise AlignmentError(
+                    f"array {self.name!r}: {what} {value} do not fit shape {self.shape}"
+                )
+        write_unit(self.chunks, self.shards)
+        if isinstance(self.fill_value, float) and not np.isfinite(self.fill_value):
+            named = {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}[str(self.fill_value)]
+            object.__setattr__(self, "fill_value", named)
+        _ = self.fill
+
+    @cached_property
+    def fill(self) -> np.generic:
+        """The fill value, in the dtype of the array."""
+        dtype = np.dtype(self.dtype)
+        try:
+            value = 0 if self.fill_value is None else self.fill_value
+            number = value if isinstance(value, int) else float(value)
+            scalar: np.generic = dtype.type(number)
+            exact = dtype.kind in "fc" or bool(scalar == number)
+        except (TypeError, ValueError, OverflowError):
+            exact = False
+        if not exact:
+            raise OptionError(
+                f"array {self.name!r}: fill value {self.fill_value!r} does not fit {dtype}"
+            )
+        return scalar
+
+    @property
+    def unit(self) -> tuple[int, ...]:
+        """Shape of one stored object, cells."""
+        return write_unit(self.chunks, self.shards)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        data: dict[str, Any] = labels.jsonable(asdict(self))
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ArraySpec:
+        """The inverse of :meth:`to_json`."""
+        shards = data["shards"]
+        return cls(
+            name=data["name"],
+            dtype=data["dtype"],
+            dims=tuple(data["dims"]),
+            shape=tuple(data["shape"]),
+            chunks=tuple(data["chunks"]),
+            shards=None if shards is None else tuple(shards),
+            fill_value=data["fill_value"],
+            attrs=dict(data["attrs"]),
+        )
+
+
+def create(
+    location: Location | object,
+    arrays: Sequence[ArraySpec],
+    domain: GridDomain,
+    attrs: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> bool:
+    """Make the target, or find that it is there already.
+
+    Call it before anything reads the records beside the target: records whose target is gone are
+    removed here, since the data they speak of is gone too.
+
+    Parameters
+    ----------
+    location : Location, or what :meth:`Location.of` takes
+    arrays : sequence of ArraySpec
+    domain : GridDomain
+        The *output* grid; has every axis that an array uses.
+    attrs : mapping, optional
+        JSON attributes of the group.
+    overwrite : bool
+        Delete a Zarr store that is there, and its records, first.
+
+    Returns
+    -------
+    bool
+        True when the target was made; False when the identical one was found (what was missing of
+        it after a crash has been added) and its data and records stand.
+
+    Raises
+    ------
+    TargetError
+        When something else is there, or the place is forbidden or unreachable.
+    OptionError
+        When arrays and domain disagree.
+    """
+    place = Location.of(location)
+    documents = _documents(arrays, domain, dict(attrs or {}))
+    root = read_root(place)
+    if root is None:
+        _refuse_strangers(place, overwrite)
+        place.sibling(STATE).clear()
+        made = True
+    else:
+        theirs = root.get("attributes", {})
+        ours = json.loads(documents[ROOT])["attributes"]
+        same = theirs.get(f"{_OWN}template") == ours[f"{_OWN}template"]
+        made = overwrite or bool(theirs.get(DELETING)) or not same
+        if made and not overwrite and not theirs.get(DELETING):
+            raise TargetError(
+                f"{place.display} exists and is another result "
+                f"({_difference(place, root, documents)}): pass overwrite=True to replace it, or "
+                "choose another target"
+            )
+        if made:
+            _erase(place)
+    if made:
+        place.write(ROOT, documents[ROOT])
+    for name, data in documents.items():
+        if name != ROOT and (made or not place.exists(name)):
+            place.write(name, data)
+    return made
+
+
+def _documents(
+    arrays: Sequence[ArraySpec], domain: GridDomain, attrs: dict[str, Any]
+) -> dict[str, bytes]:
+    """Every object of the template, keyed by name; the group's document is :data:`ROOT`."""
+    _check(arrays, domain, attrs)
+    store = MemoryStore()
+    coordinates = georef.coordinates(domain)
+    own = {
+        f"{_OWN}schema": SCHEMA,
+        f"{_OWN}template": _digest(arrays, domain, attrs, list(coordinates)),
+    }
+    group = {**georef.group_attrs(domain), **attrs, **own}
+    zarr.create_group(store, zarr_format=3, attributes=group)
+    for spec in arrays:
+        _add_array(store, spec, domain)
+    for dim, label in coordinates.items():
+        values, label_attrs = labels.encoded(dim, label)
+        _add_values(store, dim, (dim,), values, label_attrs)
+    crs = georef.spatial_ref_attrs(domain)
+    if crs is not None:
+        _add_values(store, georef.SPATIAL_REF, (), np.zeros((), "int64"), crs)
+    return {key: buffer.to_bytes() for key, buffer in sorted(store._store_dict.items())}
+
+
+def _add_array(store: MemoryStore, spec: ArraySpec, domain: GridDomain) -> None:
+    generated = georef.array_attrs(domain, spec.dims)
+    if spec.fill_value not in (None, "NaN") and spec.fill.dtype.kind != "b":
+        generated["_FillValue"] = labels.encoded_fill(spec.fill)
+    attrs = {**generated, **labels.jsonable(spec.attrs)}
+    if "coordinates" in generated and "coordinates" in spec.attrs:
+        attrs["coordinates"] = f"{spec.attrs['coordinates']} {generated['coordinates']}"
+    zarr.create_array(
+        store,
+        name=spec.name,
+        shape=spec.shape,
+        dtype=spec.dtype,
+        chunks=spec.chunks,
+        shards=spec.shards,
+        compressors=ZstdCodec(),
+        fill_value=spec.fill,
+        attributes=attrs,
+        dimension_names=spec.dims,
+        zarr_format=3,
+    )
+
+
+def _add_values(
+    store: MemoryStore, name: str, dims: tuple[str, ...], values: Any, attrs: dict[str, Any]
+) -> None:
+    """An array with its data, all of it, also where it equals the fill value."""
+    array: Any = zarr.create_array(
+        store,
+        name=name,
+        shape=values.shape,
+        dtype=str if values.dtype.kind == "O" else values.dtype,
+        chunks=tuple(min(n, _LABEL_CHUNK) for n in values.shape),
+        compressors=ZstdCodec(),
+        attributes=attrs,
+        dimension_names=dims,
+        zarr_format=3,
+        config={"write_empty_chunks": True},
+    )
+    array[...] = values
+
+
+def _check(arrays: Sequence[ArraySpec], domain: GridDomain, attrs: dict[str, Any]) -> None:
+    names = [spec.name for spec in arrays]
+    if not names or len(set(names)) != len(names):
+        raise OptionError(f"a target needs arrays of distinct names, got {names}")
+    taken = {*domain.dims, georef.SPATIAL_REF}.intersection(names)
+    if taken:
+        raise OptionError(f"array names {sorted(taken)} are those of axes or of the CRS: rename")
+    for spec in arrays:
+        for dim, n in zip(spec.dims, spec.shape, strict=True):
+            if domain.size(dim) != n:
+                raise OptionError(
+                    f"array {spec.name!r} has {n} cells along {dim!r}, its domain has "
+                    f"{domain.size(dim)}"
+                )
+    try:
+        json.dumps(attrs, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"attributes of the target must be plain JSON: {error}") from None
+    own = [name for name in (COMPLETE, DELETING) if name in attrs]
+    if own:
+        raise OptionError(f"attribute {own[0]!r} is set by finish, not given")
+
+
+def _digest(
+    arrays: Sequence[ArraySpec], domain: GridDomain, attrs: dict[str, Any], labelled: list[str]
+) -> str:
+    """Hex SHA-256 of what defines a template, whatever version of zarr writes it."""
+    transform = georef.transform_of(domain)
+    text = json.dumps(
+        {
+            "schema": SCHEMA,
+            "arrays": [spec.to_json() for spec in arrays],
+            "dims": domain.dims,
+            "shape": domain.shape,
+            "crs": domain.crs,
+            "transform": transform and [float(v) for v in transform],
+            "labelled": labelled,
+            "labels": {dim: labels.digest(label) for dim, label in domain.coords.items()},
+            "attrs": attrs,
+        },
+        sort_keys=True,
+    )
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _refuse_strangers(place: Location, overwrite: bool) -> None:
+    """No group document: the place must be empty, or an older Zarr that may be replaced."""
+    inside = [name for name in place.list() if name != STATE]
+    if not inside:
+        return
+    older = {".zgroup", ".zarray", ".zmetadata"}.intersection(inside)
+    if older and overwrite:
+        _erase(place)
+    elif older:
+        raise TargetError(
+            f"{place.display} exists (Zarr version 2): pass overwrite=True to replace it, or "
+            "choose another target"
+        )
+    else:
+        raise TargetError(
+            f"{place.display} is not empty and not a Zarr store (it has {inside[0]!r}), and is "
+            "never deleted: choose another target"
+        )
+
+
+def _erase(place: Location) -> None:
+    """Delete the records, then the data, leaving the tombstone."""
+    tombstone = {"zarr_format": 3, "node_type": "group", "attributes": {DELETING: True}}
+    place.write(ROOT, json.dumps(tombstone).encode())
+    place.sibling(STATE).clear()
+    place.clear(keep=ROOT)
+
+
+def _difference(place: Location, root: dict[str, Any], documents: Mapping[str, bytes]) -> str:
+    """Why the existing target is not the wanted one, in a few words."""
+    found = []
+    attributes = root.get("attributes", {})
+    if f"{_OWN}template" not in attributes:
+        return "not written by geopatch_dask"
+    for name, data in documents.items():
+        if not name.endswith(f"/{ROOT}"):
+            continue
+        array = name.removesuffix(f"/{ROOT}")
+        raw = place.read(name)
+        if raw is None:
+            found.append(f"no array {array!r}")
+            continue
+        theirs, ours = json.loads(raw), json.loads(data)
+        keys = ("shape", "data_type", "chunk_grid", "codecs", "fill_value", "dimension_names")
+        found += [f"{key} of {array!r}" for key in keys if theirs.get(key) != ours[key]]
+    ours = json.loads(documents[ROOT])["attributes"]
+    own = (f"{_OWN}template", f"{_OWN}schema")
+    found += [k for k in ours if k not in own and attributes.get(k) != ours[k]]
+    return "differs in " + ", ".join(found[:6]) if found else "differs in the labels of its axes"
