@@ -5,7 +5,9 @@ seamless, georeferenced Zarr: the same bytes whatever the layout; run it again a
 memory planned; no silent holes.
 
 >>> import geopatch_dask as gp
->>> patcher = gp.Patcher(gp.Rectangular((256, 256)), gp.RegularStride((192, 192)), gp.Hann(), gp.OverlapAdd())
+>>> patcher = gp.Patcher(
+...     gp.Rectangular((256, 256)), gp.RegularStride((192, 192)), gp.Hann(), gp.OverlapAdd()
+... )
 """
 
 from geopatch_dask.aggregation import (
@@ -39,7 +41,7 @@ from geopatch_dask.errors import (
     TargetError,
     VerificationError,
 )
-from geopatch_dask.execute.api import Plan, UncoveredWarning, open, plan, reconstruct
+from geopatch_dask.execute.api import Plan, UncoveredWarning, open, plan, reconstruct  # noqa: A004
 from geopatch_dask.execute.report import Report
 from geopatch_dask.fields import ArrayField, Field, RasterField, XarrayField
 from geopatch_dask.patch.boxes import Box

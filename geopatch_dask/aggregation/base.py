@@ -149,7 +149,7 @@ class Aggregation(Configurable):
 
     @abstractmethod
     def accumulators(self, dtype: np.dtype[Any]) -> dict[str, tuple[npt.DTypeLike, Any]]:
-        """Per accumulator, its dtype and its value before any patch, for operator dtype ``dtype``."""
+        """Per accumulator, its dtype and value before any patch; ``dtype`` is the operator's."""
 
     @abstractmethod
     def update(self, state: State, patch: Contribution) -> None:
@@ -221,8 +221,7 @@ class Aggregation(Configurable):
         """
         valid = valid_cells(values, missing)
         state.coverage.add(cells, weights, valid)
-        where = (..., *cells.slices(state.box.start))
-        self.update(state, Contribution(values, valid, weights, where))
+        self.update(state, Contribution(values, valid, weights, cells.index(state.box.start)))
 
     def bytes_per_cell(self, dtype: npt.DTypeLike) -> int:
         """Bytes of accumulators per cell and leading entry, counts and weights not included."""
@@ -251,7 +250,7 @@ class Aggregation(Configurable):
                 state.coverage.analytic = False  # its weights were not foreseen
             seen.add(patch.ordinal)
             cells = patch.footprint
-            values = patch.data[(..., *cells.slices(patch.indices.start))]
+            values = patch.data[cells.index(patch.indices.start)]
             weights = grid.weights(patch.anchor, cells) if self.weighted else None
             if cells:
                 self.add(state, cells, values, weights, wanted.missing)

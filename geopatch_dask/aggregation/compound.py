@@ -49,9 +49,11 @@ class OverlapAdd(WeightedSum):
 
     def finalize(self, state: State) -> Array:
         """Weighted sum over sum of weights."""
-        weights = state.coverage.weights()
+        total, weights = state["sum"], state.coverage.weights()
+        # Analytic weights are a fresh array: divide into it rather than into a third one.
+        fresh = state.coverage.weight is None and weights.shape == total.shape
         with np.errstate(invalid="ignore", divide="ignore"):
-            return np.asarray(state["sum"] / weights)
+            return np.divide(total, weights, out=weights if fresh else None)
 
     def result_dtype(self, dtype: np.dtype[Any]) -> np.dtype[Any]:
         """Floats keep their dtype, integers become floats."""

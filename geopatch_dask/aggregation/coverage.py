@@ -26,7 +26,7 @@ from geopatch_dask.patch.boxes import Box
 from geopatch_dask.patch.grid import PatchGrid
 from geopatch_dask.patch.window import FloatArray
 
-__all__ = ["BoolArray", "Coverage"]
+__all__ = ["BoolArray", "Coverage", "count_dtype"]
 
 BoolArray = npt.NDArray[np.bool_]
 CountArray = npt.NDArray[Any]
@@ -52,6 +52,7 @@ class Coverage:
     ) -> None:
         self.grid, self.box, self.leading = grid, box, leading
         self.analytic = grid.analytic
+        self._count_dtype = count_dtype(grid) if complete else np.dtype(np.int32)
         self.n: CountArray | None = None
         self.weight: FloatArray | None = None
         self.touched: BoolArray | None = None
@@ -78,7 +79,7 @@ class Coverage:
         self._count(cells, weights, valid)
 
     def _begin(self) -> None:
-        self.n = np.zeros(self.leading + self.box.shape, np.int32)
+        self.n = np.zeros(self.leading + self.box.shape, self._count_dtype)
         if self.grid.weighted:
             self.weight = np.zeros(self.leading + self.box.shape)
         for cells, weights in self._log:
@@ -89,15 +90,14 @@ class Coverage:
         n = self.n
         if n is None:
             raise RuntimeError("counting has not begun")
-        where = cells.slices(self.box.start)
-        at = (..., *where)
+        at = cells.index(self.box.start)
         reached: BoolArray | bool = True
         if weights is not None and not self.grid.window.separable:
             reached = weights > 0  # a custom window may have holes inside its support
             valid = reached if valid is None else valid & reached
         n[at] += 1 if valid is None else valid
         if self.touched is not None:
-            self.touched[where] |= reached
+            self.touched[at] |= reached
         if self.weight is not None and weights is not None:
             self.weight[at] += weights if valid is None else np.where(valid, weights, 0.0)
 
@@ -185,11 +185,16 @@ class Coverage:
             if coverage.n is None:
                 coverage._begin()
         if self.n is not None and other.n is not None:
-            self.n += other.n
+            self.n = self.n.astype(np.int32) + other.n
         if self.weight is not None and other.weight is not None:
             self.weight += other.weight
         if self.touched is not None and other.touched is not None:
             self.touched |= other.touched
+
+
+def count_dtype(grid: PatchGrid) -> np.dtype[Any]:
+    """The smallest type that counts as many contributions as one cell can get."""
+    return np.min_scalar_type(grid.most_layers)
 
 
 def row_index(ndim: int, rows: slice) -> tuple[Any, ...]:

@@ -81,7 +81,8 @@ class WeightedSum(Aggregation):
 
 def weighted(patch: Contribution) -> Array:
     """Weight times value in float64, zero where missing."""
-    product: Array = np.multiply(patch.values, patch.weights, dtype=np.float64)
+    weights = 1.0 if patch.weights is None else patch.weights
+    product: Array = np.multiply(patch.values, weights, dtype=np.float64)
     if patch.valid is not None:
         np.copyto(product, 0.0, where=~patch.valid)
     return product

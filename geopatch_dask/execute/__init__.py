@@ -1,1 +1,1 @@
-"""Running plans: the kernel of one super-tile, the graph, the runners.  The only importer of Dask."""
+"""Running plans: kernel of one super-tile, graph, runners.  The only importer of Dask."""

@@ -160,8 +160,8 @@ def plan(
     target : path, URL, Location or zarr store
         Where the Zarr will be.
     outer : "auto", Patcher, tuple, mapping or int
-        Super-tiles.  ``"auto"``: the cheapest that memory and slots allow.  A Patcher of super-tiles
-        (step equal to size), or cells per patch axis.
+        Super-tiles.  ``"auto"``: the cheapest that memory and slots allow.  Else a Patcher of
+        super-tiles (step equal to size), or cells per patch axis.
     chunks, shards : tuple, mapping or int; cells per patch axis
         Zarr's units of compression and storage; chunks of 512 and no shards by default.
     memory_limit : int or str, bytes

@@ -17,7 +17,7 @@ the fingerprint only, so a graph that is submitted twice attaches to the tasks t
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,7 +103,7 @@ def _finish(plan: PlanBase, summary: Summary, before: int) -> Summary:
     return Summary(summary.states, summary.numbers, summary.seconds, summary.failed, complete)
 
 
-class TaskGraph(DaskMethodsMixin, Mapping[Hashable, Any]):  # type: ignore[misc]  # dask is untyped
+class TaskGraph(DaskMethodsMixin, Mapping[Any, Any]):
     """A compiled plan: a mapping of keys to tasks that Dask can compute or compose.
 
     ``graph.compute()`` or ``dask.compute(graph)`` runs it and gives a :class:`Summary`.
@@ -118,19 +118,19 @@ class TaskGraph(DaskMethodsMixin, Mapping[Hashable, Any]):  # type: ignore[misc]
 
     __dask_scheduler__ = staticmethod(threaded.get)
 
-    def __init__(self, tasks: dict[Hashable, Any], tiles: list[Hashable], result: str) -> None:
+    def __init__(self, tasks: dict[Any, Any], tiles: list[Any], result: str) -> None:
         self._tasks, self.tiles, self.result = tasks, tiles, result
 
-    def __getitem__(self, key: Hashable) -> Any:
+    def __getitem__(self, key: Any) -> Any:
         return self._tasks[key]
 
-    def __iter__(self) -> Iterator[Hashable]:
+    def __iter__(self) -> Iterator[Any]:
         return iter(self._tasks)
 
     def __len__(self) -> int:
         return len(self._tasks)
 
-    def __dask_graph__(self) -> dict[Hashable, Any]:
+    def __dask_graph__(self) -> dict[Any, Any]:
         return self._tasks
 
     def __dask_keys__(self) -> list[str]:
@@ -150,9 +150,7 @@ def _first(results: Sequence[Any]) -> Any:
     return results[0]
 
 
-def _rebuilt(
-    tasks: dict[Hashable, Any], tiles: list[Hashable], result: str, rename: Any = None
-) -> TaskGraph:
+def _rebuilt(tasks: dict[Any, Any], tiles: list[Any], result: str, rename: Any = None) -> TaskGraph:
     del rename
     return TaskGraph(dict(tasks), tiles, result)
 
@@ -170,25 +168,25 @@ def compile_graph(plan: PlanBase, todo: Sequence[int], prepared: bool) -> TaskGr
     """
     short = plan.fingerprint[:16]
     plan_key, result = f"plan-{short}", f"finish-{short}"
-    tasks: dict[Hashable, Any] = {}
+    tasks: dict[Any, Any] = {}
     if prepared:
         tasks[plan_key] = DataNode(plan_key, plan)
     else:
         tasks[f"spec-{short}"] = DataNode(f"spec-{short}", plan)
         tasks[plan_key] = Task(plan_key, _prepared, TaskRef(f"spec-{short}"))
-    tiles: list[Hashable] = []
+    tiles: list[Any] = []
     for i in todo:
         key = (f"tile-{short}", i)
         tasks[key] = Task(key, run_tile, TaskRef(plan_key), i)
         tiles.append(key)
     level, width = 0, tiles
     while len(width) > 1 or level == 0:
-        merged: list[Hashable] = []
+        merged: list[Any] = []
         for j in range(max(-(-len(width) // FAN_IN), 1)):
             parts = [TaskRef(k) for k in width[j * FAN_IN : (j + 1) * FAN_IN]]
-            key = (f"merge-{short}", level, j)
-            tasks[key] = Task(key, _merge, List(*parts))
-            merged.append(key)
+            node = (f"merge-{short}", level, j)
+            tasks[node] = Task(node, _merge, List(*parts))
+            merged.append(node)
         level, width = level + 1, merged
     before = plan.n_supertiles - len(todo)
     tasks[result] = Task(result, _finish, TaskRef(plan_key), TaskRef(width[0]), before)

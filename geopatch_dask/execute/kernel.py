@@ -154,14 +154,14 @@ class Kernel:
         if leading != self.product.leading or str(result.dtype) != self.product.result_dtype:
             raise OperatorError(
                 f"operator {self.plan.operator.name} returned leading axes {leading} and dtype "
-                f"{result.dtype} for patch {patch.ordinal} at {patch.anchor}, the plan was made for "
-                f"{self.product.leading} and {self.product.result_dtype}; let it return one shape "
-                "and dtype always (array.astype(...))"
+                f"{result.dtype} for patch {patch.ordinal} at {patch.anchor}, the plan "
+                f"was made for {self.product.leading} and {self.product.result_dtype}; let it "
+                "return one shape and dtype always (array.astype(...))"
             )
         cells = patch.footprint.intersect(tile.box)
         if not cells:
             return
-        values = result[(..., *cells.slices(patch.indices.start))]
+        values = result[cells.index(patch.indices.start)]
         weights = self.grid.weights(patch.anchor, cells) if self.grid.weighted else None
         self.aggregation.add(state, cells, values, weights, self.product.missing)
 
@@ -186,7 +186,7 @@ class Kernel:
             counts.uncovered += _uncovered(state)
             counts.fill += filled
             counts.cells += values.size
-            counts.checksum = zlib.crc32(values, counts.checksum)
+            counts.checksum = zlib.crc32(values.data, counts.checksum)
         with self._phase(counts, "write"):
             box = state.box.prepend(self.product.leading)
             counts.bytes_written += self.write(box, values)

@@ -135,12 +135,8 @@ class Report:
             )
             phases = sorted(s.seconds.items(), key=lambda kv: -kv[1])
             yield "worker time", ", ".join(f"{k} {seconds_text(v)}" for k, v in phases if v >= 0.05)
-            yield (
-                "memory",
-                (
-                    f"{bytes_text(n['peak_rss'])} peak of a worker, {bytes_text(self.planned_memory)} planned"
-                ),
-            )
+            peak, planned = bytes_text(n["peak_rss"]), bytes_text(self.planned_memory)
+            yield "memory", f"{peak} peak of a worker, {planned} planned"
         yield "cells", ", ".join(f"{self.totals.get(k, 0):,} {k}" for k in ("uncovered", "missing"))
         for failure in self.failures[:5]:
             yield "failed", f"{failure.id}: {failure.error}"

@@ -19,6 +19,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from typing import Any
 
 __all__ = ["Box", "hull"]
 
@@ -84,6 +85,10 @@ class Box:
         return tuple(
             slice(a - o, b - o) for a, b, o in zip(self.start, self.stop, base, strict=True)
         )
+
+    def index(self, origin: Sequence[int] | None = None) -> tuple[Any, ...]:
+        """Like :meth:`slices`, for an array with any leading axes before those of the box."""
+        return (..., *self.slices(origin))
 
     def intersect(self, other: Box) -> Box:
         """The cells in both boxes; empty (``bool(...) is False``) when there are none."""

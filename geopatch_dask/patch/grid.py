@@ -133,7 +133,8 @@ class PatchGrid:
         indices = self.indices(anchor)
         inside = indices.intersect(self.box)
         if inside == indices:
-            return block[(..., *indices.slices(origin))]
+            inner: npt.NDArray[np.generic] = block[indices.index(origin)]
+            return inner
         if self.geometry.boundary == "reflect":
             out = block
             for d, (a, b) in enumerate(zip(indices.start, indices.stop, strict=True)):
@@ -142,7 +143,7 @@ class PatchGrid:
             return out
         lead = block.shape[: block.ndim - indices.ndim]
         padded = np.full(lead + indices.shape, self.geometry.pad_value).astype(block.dtype)
-        padded[(..., *inside.slices(indices.start))] = block[(..., *inside.slices(origin))]
+        padded[inside.index(indices.start)] = block[inside.index(origin)]
         return padded
 
     def weights(self, anchor: Sequence[int], cells: Box) -> FloatArray:
@@ -172,7 +173,7 @@ class PatchGrid:
         return low, high
 
     def owned(self, box: Box) -> IntArray:
-        """Ordinals, ascending, of the patches whose anchor lies in a box (clamped to the domain)."""
+        """Ordinals, ascending, of the patches whose anchor lies in a box (clamped)."""
         return self.anchors.within(*self._owner_limits(box))
 
     def count_owned(self, box: Box) -> int:
@@ -185,6 +186,17 @@ class PatchGrid:
     def analytic(self) -> bool:
         """Whether counts and weight sums are outer products of 1-D sums."""
         return isinstance(self.anchors, LatticeAnchors) and self.window.separable
+
+    @cached_property
+    def most_layers(self) -> int:
+        """K: no cell is reached by more patches than this."""
+        if not isinstance(self.anchors, LatticeAnchors):
+            return max(len(self.anchors), 1)
+        most = 1
+        for positions, (lo, hi) in zip(self.anchors.axes, self.support, strict=True):
+            earliest = np.searchsorted(positions, positions - (hi - lo) + 1)
+            most *= int((np.arange(len(positions)) - earliest + 1).max(initial=1))
+        return most
 
     def axis_sums(self, axis: int, start: int, stop: int) -> tuple[IntArray, FloatArray]:
         """Per cell of one axis: how many lattice anchors reach it, and the sum of their profile.

@@ -74,7 +74,9 @@ class Patcher:
     Examples
     --------
     >>> import numpy as np, geopatch_dask as gp
-    >>> patcher = gp.Patcher(gp.Rectangular((4, 4)), gp.RegularStride((2, 2)), gp.Hann(), gp.OverlapAdd())
+    >>> patcher = gp.Patcher(
+    ...     gp.Rectangular((4, 4)), gp.RegularStride((2, 2)), gp.Hann(), gp.OverlapAdd()
+    ... )
     >>> field = gp.ArrayField(np.arange(36.0).reshape(6, 6))
     >>> patches = (p.with_data(p.data * 2) for p in patcher.split(field))
     >>> bool(np.allclose(patcher.merge(patches, field.domain), 2 * np.arange(36.0).reshape(6, 6)))
@@ -198,13 +200,13 @@ class Patcher:
         }
         unknown = set(config) - set(kinds)
         if unknown:
-            raise OptionError(f"a patcher has no {sorted(unknown)[0]!r}; it has {', '.join(kinds)}")
+            raise OptionError(f"a patcher has no {min(unknown)!r}; it has {', '.join(kinds)}")
         axes: dict[str, Any] = {
             name: kinds[name].from_config(value) for name, value in config.items()
         }
         missing = {"geometry", "sampler"} - set(axes)
         if missing:
-            raise OptionError(f"a patcher needs a {sorted(missing)[0]}")
+            raise OptionError(f"a patcher needs a {min(missing)}")
         return cls(**axes)
 
 

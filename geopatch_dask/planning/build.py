@@ -11,6 +11,7 @@ import numpy as np
 
 from geopatch_dask import fields
 from geopatch_dask.aggregation import Aggregation, Output
+from geopatch_dask.aggregation.coverage import count_dtype
 from geopatch_dask.errors import AlignmentError, OptionError
 from geopatch_dask.fields.base import Field
 from geopatch_dask.fields.raster import RasterField
@@ -58,7 +59,7 @@ class MemoryOf:
             self.field.blocks[domain.axis(grid.dims[0])],
             self.batch,
         )
-        counting = 4 + (8 if grid.weighted else 0)
+        counting = count_dtype(grid).itemsize + (8 if grid.weighted else 0)
         counted = self.field.may_miss or not grid.analytic
         result = np.dtype(self.product.result_dtype)
         per_patch = math.prod(grid.size)

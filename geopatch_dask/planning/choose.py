@@ -34,6 +34,8 @@ __all__ = ["Candidate", "check_memory", "choose", "smallest"]
 TASK_CELLS = 400_000
 #: Tasks per slot below which a worker that dies, or a slow tile, costs much of the run.
 WAVES = 4
+#: Scores this close are a tie, and the layout that needs less memory wins.
+TIE = 0.01
 #: What every wave short of that adds to the score: a layout with one wave must be 6 % cheaper.
 LOSS = 0.02
 
@@ -133,7 +135,9 @@ def choose(
     if not fitting:
         least = min((c for _, c in considered), key=lambda c: c.memory)
         raise MemoryPlanError(_too_large(least.tile, least.memory, usable, memory, base))
-    layout, best = min(fitting, key=lambda pair: (pair[1].score, pair[1].supertiles))
+    cheapest = min(c.score for _, c in fitting)
+    rivals = [pair for pair in fitting if pair[1].score <= cheapest * (1 + TIE)]
+    layout, best = min(rivals, key=lambda pair: (pair[1].memory, pair[1].score))
     return layout, _losers(best, [c for _, c in considered], usable)
 
 

@@ -30,7 +30,7 @@ SAMPLED_TILES = 32
 
 @dataclass(frozen=True)
 class AxisCost:
-    """One axis of a lattice under one tile size: anchors touched and cells read, summed over tiles."""
+    """One axis of a lattice under one tile size; anchors and cells summed over tiles."""
 
     tiles: int
     anchors: int

@@ -1,4 +1,4 @@
-"""Pictures of plans and runs: super-tiles, halos, patches.  Needs matplotlib (the ``plot`` extra)."""
+"""Pictures of plans and runs: super-tiles, halos, patches.  Needs the ``plot`` extra."""
 
 from __future__ import annotations
 
@@ -93,7 +93,8 @@ def _tiles(axes: Any, layout: Layout, states: Mapping[str, str]) -> None:
     from matplotlib.collections import PatchCollection
     from matplotlib.patches import Rectangle
 
-    boxes, colours = [], []
+    boxes: list[Any] = []
+    colours: list[str] = []
     for tile in layout:
         if len(boxes) >= MOST_TILES:
             break

@@ -53,7 +53,8 @@ def differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
 def code_identity(obj: Any) -> str:
     """A short digest of what an object computes, stable between processes.
 
-    Functions: their source (else their bytecode), defaults and closure.  Partials and callable
+    Functions: their source (else their bytecode), defaults, closure, and the functions and
+    constants of their own module that they name.  Partials and callable
     objects: what they are made of.  Arrays: their bytes.  Anything else: its pickle.
     """
     seen: set[int] = set()
@@ -62,48 +63,58 @@ def code_identity(obj: Any) -> str:
     return sha.hexdigest()[:24]
 
 
-def _feed(update: Callable[[bytes], None], obj: Any, seen: set[int]) -> None:
-    def text(*words: object) -> None:
-        update(("\0".join(map(str, words)) + "\1").encode())
+_ATOMS = (str, bytes, int, float, complex, bool, type(None))
+_DATA = (str, bytes, int, float, complex, bool, list, tuple, dict, np.ndarray)
 
-    if id(obj) in seen and not isinstance(obj, str | bytes | int | float | bool | type(None)):
-        text("again")
-        return
-    seen.add(id(obj))
-    if isinstance(obj, functools.partial):
-        text("partial")
-        for part in (obj.func, obj.args, obj.keywords):
-            _feed(update, part, seen)
-    elif isinstance(obj, MethodType):
-        text("method", obj.__name__)
-        _feed(update, obj.__self__, seen)
-    elif isinstance(obj, FunctionType):
-        _feed_function(update, obj, seen)
-    elif isinstance(obj, ModuleType):
-        text("module", obj.__name__)
-    elif isinstance(obj, type):
-        text("class", obj.__module__, obj.__qualname__, _source(obj))
-    elif isinstance(obj, np.ndarray):
-        text("array", obj.dtype.str, obj.shape)
-        update(np.ascontiguousarray(obj).tobytes())
-    elif isinstance(obj, Mapping):
-        text("mapping", len(obj))
-        for key in sorted(obj, key=repr):
-            text(repr(key))
-            _feed(update, obj[key], seen)
-    elif isinstance(obj, list | tuple):
-        text("sequence", len(obj))
-        for item in obj:
-            _feed(update, item, seen)
-    elif isinstance(obj, str | bytes | int | float | complex | bool | type(None)):
-        text(type(obj).__name__, repr(obj))
-    elif callable(obj) and getattr(obj, "__name__", None) and not hasattr(obj, "__dict__"):
-        text("builtin", getattr(obj, "__module__", ""), obj.__name__)  # np.ufunc, C functions
-    elif hasattr(obj, "__dict__"):
-        _feed(update, type(obj), seen)
-        _feed(update, vars(obj), seen)
+
+def _feed(update: Callable[[bytes], None], obj: Any, seen: set[int]) -> None:
+    """Feed what an object is made of; containers and functions recurse."""
+    if isinstance(obj, _ATOMS):
+        update(_text(type(obj).__name__, repr(obj)))
+    elif id(obj) in seen:
+        update(_text("again"))
     else:
-        update(cloudpickle.dumps(obj))
+        seen.add(id(obj))
+        parts = _parts(update, obj, seen)
+        for part in parts:
+            _feed(update, part, seen)
+
+
+def _parts(update: Callable[[bytes], None], obj: Any, seen: set[int]) -> list[Any]:
+    """Feed the kind of an object and give back what is inside it."""
+    match obj:
+        case functools.partial():
+            update(_text("partial"))
+            return [obj.func, obj.args, obj.keywords]
+        case MethodType():
+            update(_text("method", obj.__name__))
+            return [obj.__self__]
+        case FunctionType():
+            _feed_function(update, obj, seen)
+        case ModuleType():
+            update(_text("module", obj.__name__))
+        case type():
+            update(_text("class", obj.__module__, obj.__qualname__, _source(obj)))
+        case np.ndarray():
+            update(_text("array", obj.dtype.str, obj.shape))
+            update(np.ascontiguousarray(obj).tobytes())
+        case Mapping():
+            update(_text("mapping", len(obj)))
+            return [part for key in sorted(obj, key=repr) for part in (repr(key), obj[key])]
+        case list() | tuple():
+            update(_text("sequence", len(obj)))
+            return list(obj)
+        case _ if hasattr(obj, "__dict__") and not callable(getattr(obj, "reduceat", None)):
+            return [type(obj), vars(obj)]
+        case _ if getattr(obj, "__name__", None):  # ufuncs, functions written in C
+            update(_text("builtin", getattr(obj, "__module__", ""), obj.__name__))
+        case _:
+            update(cloudpickle.dumps(obj))
+    return []
+
+
+def _text(*words: object) -> bytes:
+    return ("\0".join(map(str, words)) + "\1").encode()
 
 
 def _feed_function(update: Callable[[bytes], None], obj: FunctionType, seen: set[int]) -> None:
@@ -113,11 +124,23 @@ def _feed_function(update: Callable[[bytes], None], obj: FunctionType, seen: set
         _feed_code(update, obj.__code__, seen)
     _feed(update, obj.__defaults__, seen)
     _feed(update, obj.__kwdefaults__, seen)
+    for name in _names(obj.__code__):
+        value = obj.__globals__.get(name)
+        ours = isinstance(value, FunctionType) and value.__module__ == obj.__module__
+        if ours or isinstance(value, _DATA):  # helpers and constants of the same module
+            update(_text("global", name))
+            _feed(update, value, seen)
     for cell in obj.__closure__ or ():
         try:
             _feed(update, cell.cell_contents, seen)
         except ValueError:  # a cell that is still empty
             update(b"empty\1")
+
+
+def _names(code: CodeType) -> list[str]:
+    """Global names a function may use, those of functions inside it included."""
+    inner = [name for c in code.co_consts if isinstance(c, CodeType) for name in _names(c)]
+    return sorted({*code.co_names, *inner})
 
 
 def _feed_code(update: Callable[[bytes], None], code: CodeType, seen: set[int]) -> None:

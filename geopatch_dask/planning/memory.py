@@ -4,9 +4,9 @@
 
     M = reserved                           Python, numpy, GDAL, zarr, dask: an idle worker
       + cache                              GDAL's block cache, where the field is a raster
-      + input      b_in W_r (P + S' + u)   rows of the field being swept, S' rows a batch lags behind
+      + input      b_in W_r (P + u)        rows of the field being swept
       + band       g_r b_in W_r u          a band of u rows arriving
-      + state      b_acc W (P + S' + q)    ring of accumulators: P_w rows in flight, q rows per flush
+      + state      b_acc W (P_w + lag + q) ring of accumulators; lag: rows a batch stays behind
       + batch      B (b_in + g_o b_out) P^d    patches, results, temporaries
       + operator                           what the operator takes (measured, or declared)
       + flush      (g_f 8 + g_w b_out) W q     rows being divided, rounded, encoded
@@ -39,18 +39,18 @@ class MemoryModel:
         Copies of a band while it is read: the array, and mask and promoted copy where cells may
         be missing (``g_r`` is 1 without).
     rounding : float
-        Float64 temporaries per flushed cell: weights, quotient.
+        Float64 temporaries per flushed cell: the weights, then the quotient in their place.
     encoding : float
         Copies of flushed output: the array, and zarr's chunk, compressed and uncompressed.
     temporaries : float
         Float64 copies of one patch result while it is added.
     """
 
-    reserved: int = 190 << 20
+    reserved: int = 200 << 20
     share: float = 0.7
     reading: float = 2.0
-    rounding: float = 2.0
-    encoding: float = 2.0
+    rounding: float = 1.0
+    encoding: float = 2.5
     temporaries: float = 2.0
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import cloudpickle
@@ -143,14 +144,18 @@ class Operator:
 
     # ---- calling ---------------------------------------------------------------------------
 
+    @cached_property
+    def _key(self) -> str:
+        return repr(self.identity())
+
     def load(self) -> Callable[..., Any]:
         """The callable, built at most once per process where it is a factory."""
         if not self.factory:
             loaded = load_object(self.function) if isinstance(self.function, str) else self.function
             if not callable(loaded):
                 raise OperatorError(f"operator {self.name} is not callable: {loaded!r}")
-            return loaded  # type: ignore[no-any-return]  # checked just above
-        key = repr((self.identity(), self.factory))
+            return loaded
+        key = self._key
         with _building:
             if key not in _built:
                 make = (

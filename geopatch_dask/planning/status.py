@@ -118,7 +118,7 @@ def status(target: Any, storage_options: Mapping[str, Any] | None = None) -> Sta
     failed = ledger.failed()
     problems += ledger.problems
     pending = set(layout.unfinished([r.box for r in done.values()]))
-    states = {}
+    states: dict[str, str] = {}
     for tile in layout:
         if tile.ordinal not in pending:
             states[tile.id] = done[tile.id].state if tile.id in done else "done"

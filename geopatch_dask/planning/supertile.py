@@ -5,7 +5,7 @@ Per axis, super-tile k owns ``[kT, (k+1)T)``, cut at the domain.  T is a multipl
 size and stride owe T nothing::
 
        |<----------- T ----------->|               S stride, P_w support of the window
-     a a a a a a a a a a a a a a a a               e = ceil(P_w / S) - 1 patches reach in from the left
+     a a a a a a a a a a a a a a a a               e = ceil(P_w / S) - 1 patches reach in
      |==|                                          touch(k): every patch that meets the box
         |==|  touches k, owned by k-1              own(k):   every patch whose anchor is in it
 

@@ -7,6 +7,7 @@ stored as they are.  Nothing is masked or scaled, so a label that goes in comes 
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import struct
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import xarray as xr
-from xarray.conventions import encode_cf_variable
+from xarray.conventions import decode_cf_variable, encode_cf_variable
 
 from geopatch_dask.errors import OptionError
 from geopatch_dask.patch.domain import Coordinate
@@ -25,6 +26,8 @@ __all__ = ["digest", "encoded", "encoded_fill", "jsonable"]
 #: Attributes that say how values are stored; the encoder sets those that are needed.
 _STORAGE = frozenset({"_FillValue", "add_offset", "coordinates", "missing_value", "scale_factor"})
 _OF_TIME = frozenset({"calendar", "dtype", "units"})
+#: Units of time that xarray has, as numpy and as CF spell them.
+_SINCE = {"ns": "nanoseconds", "us": "microseconds", "ms": "milliseconds", "s": "seconds"}
 
 
 def encoded(dim: str, label: Coordinate) -> tuple[npt.NDArray[Any], dict[str, Any]]:
@@ -56,8 +59,7 @@ def encoded(dim: str, label: Coordinate) -> tuple[npt.NDArray[Any], dict[str, An
     if values.dtype.kind not in "biufcmM" and not _is_text(values):
         variable = _encode_objects(dim, values, attrs)
     else:
-        variable = xr.Variable((dim,), values, attrs, encoding={"_FillValue": None})
-        variable = encode_cf_variable(variable, name=dim)
+        variable = _encode(dim, values, attrs)
     return np.asarray(variable.values), jsonable(variable.attrs)
 
 
@@ -119,6 +121,43 @@ def _is_time(values: npt.NDArray[Any]) -> bool:
     """Whether the encoder will write units of time: dates, durations, or calendar objects."""
     return values.dtype.kind in "mM" or (
         values.dtype.kind == "O" and len(values) > 0 and hasattr(values[0], "calendar")
+    )
+
+
+def _encode(dim: str, values: npt.NDArray[Any], attrs: dict[str, Any]) -> xr.Variable:
+    if values.dtype.kind == "M":
+        return _encode_dates(dim, values, attrs)
+    variable = xr.Variable((dim,), values, attrs, encoding={"_FillValue": None})
+    return encode_cf_variable(variable, name=dim)
+
+
+def _encode_dates(dim: str, values: npt.NDArray[Any], attrs: dict[str, Any]) -> xr.Variable:
+    """Dates as xarray encodes them, if they come back; else as their distance from 1970.
+
+    xarray chooses readable units ("days since ..."), but dates that are further apart than their
+    type can say overflow on the way, on some versions without a word.
+    """
+
+    def as_xarray_does() -> xr.Variable:
+        variable = xr.Variable((dim,), values, attrs, encoding={"_FillValue": None})
+        return encode_cf_variable(variable, name=dim)
+
+    def as_they_are() -> xr.Variable:
+        units = f"{_SINCE[np.datetime_data(values.dtype)[0]]} since 1970-01-01"
+        own = {**attrs, "units": units, "calendar": "proleptic_gregorian"}
+        return xr.Variable((dim,), values.view(np.int64), own)
+
+    for encode in (as_xarray_does, as_they_are):
+        with contextlib.suppress(
+            ArithmeticError, AttributeError, ImportError, LookupError, ValueError
+        ):
+            variable = encode()
+            back = decode_cf_variable(dim, variable.copy()).values
+            if back.dtype.kind == "M" and back.astype(values.dtype).tobytes() == values.tobytes():
+                return variable
+    raise OptionError(
+        f"the dates along axis {dim!r} do not survive being written and read again (xarray reads "
+        "nanoseconds, years 1678 to 2262): label the axis with numbers"
     )
 
 

@@ -165,15 +165,15 @@ def open_target(location: Location | object, chunks: Any = "auto") -> xr.Dataset
         When there is no target.
     """
     place = Location.of(location)
-    _existing_root(place)
-    complete = is_complete(place)
+    root = _existing_root(place)
+    complete = root.get("attributes", {}).get(COMPLETE) is True
     try:
         dataset: xr.Dataset = xr.open_zarr(
             place.zarr_store(read_only=True),
             group=place.path or None,
             chunks=chunks,
             zarr_format=3,
-            consolidated=None if complete else False,
+            consolidated="consolidated_metadata" in root and not place.path,
         )
     except Exception as error:
         raise_target_error("open", place.display, error, place.storage_options)

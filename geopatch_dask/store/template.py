@@ -214,11 +214,11 @@ def create(
     place = Location.of(location)
     documents = _documents(arrays, domain, dict(attrs or {}))
     root = read_root(place)
-    if root is None:
-        _refuse_strangers(place, overwrite)
+    if root is None and _is_vacant(place, overwrite):
         place.sibling(STATE).clear()
         made = True
     else:
+        root = root or read_root(place) or {}
         theirs = root.get("attributes", {})
         ours = json.loads(documents[ROOT])["attributes"]
         same = theirs.get(f"{_OWN}template") == ours[f"{_OWN}template"]
@@ -232,6 +232,7 @@ def create(
         if made:
             _erase(place)
     if made:
+        _add_parents(place)
         place.write(ROOT, documents[ROOT])
     for name, data in documents.items():
         if name != ROOT and (made or not place.exists(name)):
@@ -349,24 +350,37 @@ def _digest(
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _refuse_strangers(place: Location, overwrite: bool) -> None:
-    """No group document: the place must be empty, or an older Zarr that may be replaced."""
+def _is_vacant(place: Location, overwrite: bool) -> bool:
+    """Whether a target can be made where no group document was found.
+
+    False when one has appeared since: another client was faster.
+    """
     inside = [name for name in place.list() if name != STATE]
-    if not inside:
-        return
-    older = {".zgroup", ".zarray", ".zmetadata"}.intersection(inside)
-    if older and overwrite:
-        _erase(place)
-    elif older:
-        raise TargetError(
-            f"{place.display} exists (Zarr version 2): pass overwrite=True to replace it, or "
-            "choose another target"
-        )
-    else:
+    if not inside or ROOT in inside:
+        return not inside
+    if {".zgroup", ".zarray", ".zmetadata"}.isdisjoint(inside):
         raise TargetError(
             f"{place.display} is not empty and not a Zarr store (it has {inside[0]!r}), and is "
             "never deleted: choose another target"
         )
+    if not overwrite:
+        raise TargetError(
+            f"{place.display} exists (Zarr version 2): pass overwrite=True to replace it, or "
+            "choose another target"
+        )
+    _erase(place)
+    return True
+
+
+def _add_parents(place: Location) -> None:
+    """Inside an open store, every folder above a group has to be a group."""
+    if place.store is None:
+        return
+    whole, parts = Location.of(place.store), place.path.split("/")
+    for depth in range(len(parts)) if place.path else ():
+        name = "/".join([*parts[:depth], ROOT])
+        if not whole.exists(name):
+            whole.write(name, json.dumps({"zarr_format": 3, "node_type": "group"}).encode())
 
 
 def _erase(place: Location) -> None:
@@ -393,7 +407,7 @@ def _difference(place: Location, root: dict[str, Any], documents: Mapping[str, b
             continue
         theirs, ours = json.loads(raw), json.loads(data)
         keys = ("shape", "data_type", "chunk_grid", "codecs", "fill_value", "dimension_names")
-        found += [f"{key} of {array!r}" for key in keys if theirs.get(key) != ours[key]]
+        found += [f"{key} of {array!r}" for key in keys if theirs.get(key) != ours.get(key)]
     ours = json.loads(documents[ROOT])["attributes"]
     own = (f"{_OWN}template", f"{_OWN}schema")
     found += [k for k in ours if k not in own and attributes.get(k) != ours[k]]
