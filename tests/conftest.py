@@ -1,11 +1,38 @@
-"""Fixtures that several test modules share."""
+"""Fixtures and settings that several test modules share."""
 
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# Helper modules beside the tests (operators, strategies, oracles) are imported by name, here and in
+# the worker processes that tests start: those inherit sys.path, or PYTHONPATH.
+HERE = str(Path(__file__).parent)
+if HERE not in sys.path:
+    sys.path.insert(0, HERE)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [HERE, os.environ.get("PYTHONPATH")]))
+
+#: Examples per property test.  The default is the same few every time; a number in the environment
+#: asks for as many *new* ones, and a failure prints how to repeat it.
+EXAMPLES = int(os.environ.get("GEOPATCH_TEST_EXAMPLES", "0"))
+settings.register_profile(
+    "geopatch",
+    max_examples=EXAMPLES or 100,
+    derandomize=not EXAMPLES,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+        HealthCheck.filter_too_much,
+    ],
+)
+settings.load_profile("geopatch")
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +43,24 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no sample data: {folder} is no folder (set GEOPATCH_TEST_DATA)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def client() -> Iterator[object]:
+    """One LocalCluster of two single-threaded processes for the whole session."""
+    import dask
+    from distributed import Client, LocalCluster
+
+    with (
+        dask.config.set({"distributed.scheduler.worker-ttl": None}),
+        LocalCluster(
+            n_workers=2,
+            threads_per_worker=1,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            memory_limit="2 GiB",
+        ) as cluster,
+        Client(cluster) as found,
+    ):
+        yield found

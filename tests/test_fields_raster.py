@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import functools
-import http.server
 import json
 import os
 import pickle
 import subprocess
 import sys
-import threading
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -74,7 +71,7 @@ def rgb(tmp_path):
     return write(tmp_path / "rgb.tif", ramp(), names=("red", "green", "blue"))
 
 
-# ---- what a field says about itself -----------------------------------------------------------
+# ---- what a field says about itself --------------------------------------------------
 
 
 def test_several_bands_without_missing_cells_keep_their_dtype(rgb):
@@ -135,7 +132,7 @@ def test_reads_are_contiguous_native_and_writable(tmp_path):
     assert values.dtype.isnative
 
 
-# ---- missing cells -------------------------------------------------------------------------------
+# ---- missing cells -------------------------------------------------------------------
 
 
 def test_nodata_becomes_nan_and_promotes(tmp_path):
@@ -159,15 +156,17 @@ def test_masked_false_returns_stored_values(tmp_path):
     np.testing.assert_array_equal(whole(field), data)  # the alpha band is one of them
 
 
-def test_nodata_that_no_cell_can_have(tmp_path):
-    path = write(tmp_path / "a.tif", ramp(), nodata=None)
-    with rasterio.open(path) as d:
-        assert d.nodata is None
-    vrt = tmp_path / "a.vrt"
+def with_nodata(path, value):
+    """A VRT that gives a file a nodata value, whatever rasterio would write."""
+    vrt = path.with_suffix(".vrt")
     rasterio.shutil.copy(path, vrt, driver="VRT")
-    text = vrt.read_text().replace("<ColorInterp>", "<NoDataValue>-9999</NoDataValue><ColorInterp>")
-    vrt.write_text(text)
-    field = RasterField(vrt)
+    tag = f"<NoDataValue>{value}</NoDataValue><ColorInterp>"
+    vrt.write_text(vrt.read_text().replace("<ColorInterp>", tag))
+    return vrt
+
+
+def test_nodata_that_no_cell_can_have(tmp_path):
+    field = RasterField(with_nodata(write(tmp_path / "a.tif", ramp()), -9999))
     np.testing.assert_array_equal(whole(field), ramp())
 
 
@@ -175,8 +174,9 @@ def test_nodata_that_no_cell_can_have(tmp_path):
 def test_wide_integers_are_compared_before_they_are_rounded(tmp_path, dtype):
     data = np.full((4, 4), 2**60 + 1, dtype)
     data[0, 0] = 2**60  # the same float64 as its neighbours
-    field = RasterField(write(tmp_path / "a.tif", data, nodata=2**60))
+    field = RasterField(with_nodata(write(tmp_path / "a.tif", data), 2**60))
     assert field.dtype == np.float64
+    assert field.nodata == 2**60
     assert np.isnan(whole(field)).sum() == 1
 
 
@@ -215,7 +215,9 @@ def test_mask_band(tmp_path, internal, strip, monkeypatch):
     assert field.may_miss
     assert field.nodata is None
     np.testing.assert_array_equal(whole(field), expected)
-    np.testing.assert_array_equal(RasterField(path, bands=2).read(Box((7, 9), (31, 44))), expected[1, 7:31, 9:44])
+    np.testing.assert_array_equal(
+        RasterField(path, bands=2).read(Box((7, 9), (31, 44))), expected[1, 7:31, 9:44]
+    )
 
 
 @pytest.mark.parametrize("interleave", ["pixel", "band"])
@@ -268,7 +270,9 @@ def test_mask_field_and_mask_path(tmp_path, rgb):
     path = write(tmp_path / "keep.tif", keep.astype("uint8"))
     by_path = RasterField(rgb, mask=path)
     np.testing.assert_array_equal(whole(by_path), expected)
-    again = field_from_config(json.loads(json.dumps({"kind": by_path.kind, **by_path.get_config()})))
+    again = field_from_config(
+        json.loads(json.dumps({"kind": by_path.kind, **by_path.get_config()}))
+    )
     np.testing.assert_array_equal(whole(again), expected)
     assert again.identity() == by_path.identity()
     assert by_path.identity() != RasterField(rgb).identity()
@@ -284,7 +288,11 @@ def test_nan_in_a_mask_is_missing(rgb):
 def test_mask_per_band(rgb):
     keep = np.ones((3, 60, 70), bool)
     keep[1] = False
-    assert np.isnan(whole(RasterField(rgb, mask=ArrayField(keep)))).mean(axis=(1, 2)).tolist() == [0, 1, 0]
+    assert np.isnan(whole(RasterField(rgb, mask=ArrayField(keep)))).mean(axis=(1, 2)).tolist() == [
+        0,
+        1,
+        0,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -315,7 +323,7 @@ def test_mask_with_masked_false_makes_no_sense(rgb):
         RasterField(rgb, mask=np.ones((60, 70)))
 
 
-# ---- any window is a slice of the whole ---------------------------------------------------------
+# ---- any window is a slice of the whole ----------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -347,7 +355,9 @@ def boxes(draw, shape):
     return Box(tuple(a for a, _ in limits), tuple(b for _, b in limits))
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data(), which=st.integers(0, 7), strip=st.sampled_from([1, 20000, 2**24]))
 def test_any_window_is_a_slice_of_the_whole(many, data, which, strip, monkeypatch):
     monkeypatch.setattr(header_module, "_STRIP", strip)
@@ -366,7 +376,9 @@ def test_cog_vrt_and_tif_say_the_same(many):
         assert np.isnan(values).any(), field
 
 
-@pytest.mark.parametrize("box", [Box((0, 0), (4, 4)), Box((0, 0, 0), (1, 61, 1)), Box((-1, 0, 0), (1, 1, 1))])
+@pytest.mark.parametrize(
+    "box", [Box((0, 0), (4, 4)), Box((0, 0, 0), (1, 61, 1)), Box((-1, 0, 0), (1, 1, 1))]
+)
 def test_a_box_that_leaves_the_field_is_refused(rgb, box):
     with pytest.raises(OptionError, match="field of shape"):
         RasterField(rgb).read(box)
@@ -376,7 +388,7 @@ def test_an_empty_box_reads_nothing(rgb):
     assert RasterField(rgb).read(Box((0, 5, 5), (3, 5, 9))).shape == (3, 0, 4)
 
 
-# ---- real rasters ---------------------------------------------------------------------------------
+# ---- real rasters --------------------------------------------------------------------
 
 
 def test_landsat_nodata(real_data):
@@ -399,12 +411,12 @@ def test_dsm_nodata(real_data):
 
 
 def test_slightly_different_grids_are_told_apart(real_data):
-    field = RasterField(real_data / "naip_20100629.tif", mask=real_data / "naip_20140720.tif")
-    with pytest.raises(OptionError, match="not on the grid"):
+    field = RasterField(real_data / "naip_20100629.tif", mask=real_data / "naip_20190904.tif")
+    with pytest.raises(OptionError, match=r"0\.283 cells apart"):
         _ = field.domain, field.dtype
 
 
-# ---- configuration, identity, pickle -----------------------------------------------------------
+# ---- configuration, identity, pickle -------------------------------------------------
 
 
 def test_configuration_round_trip(rgb):
@@ -491,13 +503,13 @@ def test_as_field(rgb):
         as_field([[1, 2], [3, 4]])
 
 
-# ---- threads, processes, changing files ------------------------------------------------------------
+# ---- threads, processes, changing files ----------------------------------------------
 
 
 def test_eight_threads(many):
     field, expected = many[3]
     rng = np.random.default_rng(0)
-    starts = [tuple(rng.integers(0, n - 9, 1)[0] for n in (90, 75)) for _ in range(400)]
+    starts = [tuple(int(rng.integers(0, n - 9)) for n in (90, 75)) for _ in range(400)]
 
     def work(start):
         box = Box((0, *start), (3, start[0] + 9, start[1] + 9))
@@ -530,7 +542,9 @@ def test_a_rewritten_file_is_opened_again(tmp_path):
     os.utime(path, ns=(5, 5))
     np.testing.assert_array_equal(whole(field), ramp(1)[0] + 1)
     write(path, ramp(1, h=30))
-    with pytest.raises(FieldError, match="has changed from 1 bands of 60 x 70 uint8 to 1 bands of 30"):
+    with pytest.raises(
+        FieldError, match="has changed from 1 bands of 60 x 70 uint8 to 1 bands of 30"
+    ):
         field.read(Box((0, 0), (1, 1)))
 
 
@@ -557,7 +571,7 @@ def test_gdal_cache_is_bounded(rgb):
     assert get_gdal_config("GDAL_CACHEMAX") <= GDAL_CACHE
 
 
-# ---- hostile input -------------------------------------------------------------------------------
+# ---- hostile input -------------------------------------------------------------------
 
 
 def one_line(caught):
@@ -632,7 +646,7 @@ def test_a_file_with_subdatasets_names_them(real_data):
     assert "XarrayField" in one_line(caught)
 
 
-# ---- secrets ---------------------------------------------------------------------------------------
+# ---- secrets -------------------------------------------------------------------------
 
 SECRET = "hunter2secret"
 
@@ -665,21 +679,18 @@ def test_options_must_not_hold_credentials(rgb):
         RasterField(rgb, options={"AWS_SECRET_ACCESS_KEY": SECRET})
 
 
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *args):
-        pass
-
-
 @contextlib.contextmanager
 def served(folder):
-    handler = functools.partial(Quiet, directory=str(folder))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    """A web server in another process: GDAL may hold the GIL while it waits for one."""
+    command = [sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1"]
+    server = subprocess.Popen(
+        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        yield "http://127.0.0.1:" + server.stdout.readline().split("port ")[1].split()[0]
     finally:
-        server.shutdown()
-        server.server_close()
+        server.kill()
+        server.communicate()
 
 
 def test_a_url_reads_and_identifies_itself(rgb, monkeypatch):

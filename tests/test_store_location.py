@@ -399,33 +399,41 @@ class TestTravelling:
         assert Location("memory://b/two").zarr_store().fs is not first.fs
 
 
-WRITER = """
-import sys
+NURSERY = """
+import os, sys
 from geopatch_dask.store.location import Location
 place, n = Location(sys.argv[1]), int(sys.argv[2])
-print("ready", flush=True)
-while True:
-    for byte in (b"a", b"b"):
-        place.write("record.json", byte * n)
+for _ in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        while True:
+            for byte in (b"a", b"b"):
+                place.write("record.json", byte * n)
+    print(child, flush=True)
+    os.waitpid(child, 0)
+    print("gone", flush=True)
 """
 
 
 def test_a_killed_writer_leaves_the_old_object_or_the_new_one(tmp_path):
-    size = 3_000_000
-    moment = random.Random(7)
-    leftovers = 0
-    for _ in range(6):
-        with subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(tmp_path), str(size)],
-            stdout=subprocess.PIPE,
-            cwd=Path(__file__).parents[1],
-        ) as process:
-            assert process.stdout.readline() == b"ready\n"
-            time.sleep(0.02 + moment.random() * 0.05)
-            os.kill(process.pid, signal.SIGKILL)
-        data = Location(tmp_path).read("record.json")
-        if data is not None:
-            assert data in (b"a" * size, b"b" * size)
-        leftovers = len(list(tmp_path.glob(f".*{backends.PARTIAL}")))
-        assert Location(tmp_path).list() in ([], ["record.json"])
-    assert leftovers, "no kill fell into a write: the test proved nothing"
+    size, moment = 3_000_000, random.Random(7)
+    whole = {None, b"a" * size, b"b" * size}
+    place = Location(tmp_path)
+    with subprocess.Popen(
+        [sys.executable, "-c", NURSERY, str(tmp_path), str(size)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=Path(__file__).parents[1],
+    ) as nursery:
+        for _ in range(25):
+            nursery.stdin.write(b"\n")
+            nursery.stdin.flush()
+            child = int(nursery.stdout.readline())
+            time.sleep(0.005 + moment.random() * 0.04)
+            os.kill(child, signal.SIGKILL)
+            assert nursery.stdout.readline() == b"gone\n"
+            assert place.read("record.json") in whole
+            assert place.list() in ([], ["record.json"])
+        nursery.stdin.close()
+    torn = [p for p in tmp_path.glob(f".*{backends.PARTIAL}") if p.stat().st_size < size]
+    assert torn, "no kill fell into a write: the test proved nothing"

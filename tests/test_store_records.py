@@ -131,7 +131,7 @@ class TestRecord:
         for name in [f.name for f in dataclasses.fields(Record)]:
             raw = json.loads(record().to_bytes())
             del raw[name]
-            with pytest.raises(RecordError, match="record version|missing field"):
+            with pytest.raises(RecordError, match=r"record version|missing field"):
                 Record.from_bytes(json.dumps(raw).encode())
 
     @pytest.mark.parametrize("text", ["[]", "null", '"done"', "NaN", '{"a": NaN}', "[" * 100_000])
@@ -252,7 +252,7 @@ class TestLedger:
             ledger.put_failed(record())
         with pytest.raises(RecordError, match="cannot name a super-tile"):
             ledger.get("../../etc/passwd")
-        with pytest.raises(RecordError, match="plan.json has fingerprint None"):
+        with pytest.raises(RecordError, match=r"plan\.json has fingerprint None"):
             ledger.write_plan("{}")
         with pytest.raises(RecordError, match="torn or not JSON"):
             ledger.write_plan("{")

@@ -44,7 +44,7 @@ GROUPS: tuple[tuple[str, str], ...] = (
     (f"{PACKAGE}.aggregation", "aggregations"),
     (f"{PACKAGE}.fields", "fields"),
     (f"{PACKAGE}.errors", "errors"),
-    (f"{PACKAGE}.plan", "running"),
+    (f"{PACKAGE}.planning", "running"),
     (f"{PACKAGE}.execute", "running"),
     (f"{PACKAGE}.store", "running"),
     (f"{PACKAGE}.report", "running"),
@@ -53,6 +53,8 @@ GROUPS: tuple[tuple[str, str], ...] = (
 # Public names that carry no module of their own (constants, type aliases): name -> group.
 PLACED: dict[str, str] = {}
 MARKER = re.compile(r"^<!-- public: (\w+) -->$", re.MULTILINE)
+# A star that opens no emphasis, as in "shape (*leading, *cells)": none closes it on its line.
+STAR = re.compile(r"(?<![\\*\w])\*(?=\w)(?![^*]*[^\s*]\*(?!\w))")
 
 
 def public_names() -> list[str]:
@@ -109,6 +111,17 @@ def fill_page(app: Sphinx, docname: str, source: list[str]) -> None:
     for group in placed - groups.keys():
         logger.warning("group %s of the page %s has no public name", group, PAGE)
     source[0] = MARKER.sub(lambda found: render(groups.get(found[1], [])), source[0])
+
+
+def escape_stars(
+    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    """Escape unpacking stars in the prose of docstrings (event ``autodoc-process-docstring``)."""
+    for i, line in enumerate(lines):
+        if not line.lstrip().startswith((">>>", "...")):
+            parts = line.split("``")  # odd parts are literal
+            parts[::2] = [STAR.sub(r"\\*", part) for part in parts[::2]]
+            lines[i] = "``".join(parts)
 
 
 def check_complete(app: Sphinx, env: BuildEnvironment) -> None:
@@ -185,8 +198,9 @@ def resolve(
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
-    """Register the three hooks."""
+    """Register the hooks."""
     importlib.import_module(PACKAGE)
+    app.connect("autodoc-process-docstring", escape_stars, priority=400)  # before numpydoc
     app.connect("source-read", fill_page)
     app.connect("env-check-consistency", check_complete)
     app.connect("missing-reference", resolve)

@@ -26,6 +26,7 @@ Writing your own takes this much::
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -35,17 +36,44 @@ import numpy as np
 import numpy.typing as npt
 
 from geopatch_dask.aggregation.coverage import BoolArray, Coverage, move_up, row_index
-from geopatch_dask.aggregation.output import Output, checked_dtype, fill_for, settle
-from geopatch_dask.errors import OperatorError
+from geopatch_dask.aggregation.output import settle
 from geopatch_dask.patch.boxes import Box
 from geopatch_dask.patch.config import Configurable
 from geopatch_dask.patch.grid import PatchGrid
 from geopatch_dask.patch.patch import Patch
 from geopatch_dask.patch.window import FloatArray
 
-__all__ = ["Aggregation", "Contribution", "State", "averaged", "exact", "valid_cells"]
+__all__ = [
+    "LAYERS",
+    "Aggregation",
+    "Contribution",
+    "Part",
+    "State",
+    "averaged",
+    "exact",
+    "valid_cells",
+]
 
 Array = npt.NDArray[Any]
+
+#: In the extra axes of an accumulator: as many as patches may reach one cell (K).
+LAYERS = -1
+
+
+@dataclass(frozen=True)
+class Part:
+    """One array that an aggregation produces.
+
+    Parameters
+    ----------
+    leading : tuple of int
+        Shape before the patch axes.
+    dtype : numpy.dtype
+        By default; the output may ask for another one for the main part.
+    """
+
+    leading: tuple[int, ...]
+    dtype: np.dtype[Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +111,7 @@ class State(Mapping[str, Array]):
     ----------
     box : Box over the patch axes
     leading : tuple of int
+        Shape of the operator's result before its patch axes.
     coverage : Coverage
         Counts of valid contributions and sums of weights.
     """
@@ -92,18 +121,15 @@ class State(Mapping[str, Array]):
         arrays: dict[str, Array],
         empty: Mapping[str, Any],
         coverage: Coverage,
+        leading: tuple[int, ...],
     ) -> None:
-        self._arrays, self._empty, self.coverage = arrays, empty, coverage
+        self._arrays, self._empty = arrays, empty
+        self.coverage, self.leading = coverage, leading
 
     @property
     def box(self) -> Box:
         """The cells this state is about."""
         return self.coverage.box
-
-    @property
-    def leading(self) -> tuple[int, ...]:
-        """Shape of the axes before the patch axes."""
-        return self.coverage.leading
 
     @property
     def nbytes(self) -> int:
@@ -124,7 +150,7 @@ class State(Mapping[str, Array]):
         """The first rows of the first patch axis, as views."""
         at = row_index(self.box.ndim, slice(0, rows))
         arrays = {name: array[at] for name, array in self._arrays.items()}
-        return State(arrays, self._empty, self.coverage.head(rows))
+        return State(arrays, self._empty, self.coverage.head(rows), self.leading)
 
     def advance(self, rows: int) -> None:
         """Forget the first rows; as many empty ones appear at the end."""
@@ -142,22 +168,34 @@ class Aggregation(Configurable):
         Whether a plain ``merge`` keeps a bounded number of accumulators per cell.
     weighted : bool
         Whether the window's weights matter; if not, every cell of a patch counts the same.
+
+    inputs : tuple of str
+        Names of the arrays that one estimate consists of (``("mu", "var")``): the operator returns
+        a tuple of them or a dict, and they arrive stacked along a first axis.  Empty: one array.
     """
 
     streaming_safe: ClassVar[bool] = True
     weighted: ClassVar[bool] = False
+    inputs: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
-    def accumulators(self, dtype: np.dtype[Any]) -> dict[str, tuple[npt.DTypeLike, Any]]:
-        """Per accumulator, its dtype and value before any patch; ``dtype`` is the operator's."""
+    def accumulators(self, dtype: np.dtype[Any]) -> dict[str, tuple[Any, ...]]:
+        """What a cell needs, by name: ``(dtype, value before any patch)``.
+
+        A third entry gives the lengths of extra axes in front; :data:`LAYERS` stands for K.
+        ``dtype`` is the operator's.
+        """
 
     @abstractmethod
     def update(self, state: State, patch: Contribution) -> None:
         """Add one patch to ``state[...][patch.where]``."""
 
     @abstractmethod
-    def finalize(self, state: State) -> Array:
-        """Values per cell, shape (*leading, *box.shape); cells without an answer hold anything."""
+    def finalize(self, state: State) -> Array | dict[str, Array]:
+        """Values per cell, shape (*leading, *box.shape), or a dict with one such array per part.
+
+        Cells without an answer may hold anything.
+        """
 
     def merge(self, left: State, right: State) -> State:
         """Combine states over the same box; ``left`` holds the earlier ordinals and is changed."""
@@ -167,9 +205,46 @@ class Aggregation(Configurable):
         """Default dtype of the output, given the operator's."""
         return dtype
 
-    def answered(self, state: State) -> BoolArray | None:
-        """Cells that have an answer, broadcastable to the state's arrays; None when all have."""
+    def parts(self, leading: tuple[int, ...], dtype: np.dtype[Any]) -> dict[str, Part]:
+        """The arrays that come out, by suffix of their name; the main one has none.
+
+        Parameters
+        ----------
+        leading, dtype
+            Of the operator's result.
+        """
+        return {"": Part(leading, self.result_dtype(dtype))}
+
+    def part_dims(self, dims: tuple[str, ...]) -> tuple[str, ...]:
+        """Names of the leading axes that come out, given those of the operator's result."""
+        return dims
+
+    def labels(self) -> dict[str, tuple[float, ...]]:
+        """Labels of leading axes that the aggregation adds."""
+        return {}
+
+    def answered(self, state: State) -> BoolArray | dict[str, BoolArray | None] | None:
+        """Cells that have an answer, broadcastable to what comes out; None when all have.
+
+        A dict where the parts differ.
+        """
         return state.coverage.answered()
+
+    def counted(self, leading: tuple[int, ...]) -> tuple[int, ...]:
+        """The leading axes along which contributions are counted: all, unless some belong together.
+
+        Raises
+        ------
+        OperatorError
+            When the operator's leading axes are not what the aggregation needs.
+        """
+        return leading
+
+    def valid(
+        self, values: Array, missing: float | int | None, leading: tuple[int, ...]
+    ) -> BoolArray | None:
+        """Valid cells, shape (*counted, *cells); None when all are."""
+        return valid_cells(values, missing)
 
     # ---- the same for all ------------------------------------------------------------------
 
@@ -194,12 +269,13 @@ class Aggregation(Configurable):
         complete : bool
             See :class:`~geopatch_dask.aggregation.coverage.Coverage`.
         """
-        table = self.accumulators(np.dtype(dtype))
-        arrays = {
-            name: np.full(leading + box.shape, start, kind) for name, (kind, start) in table.items()
-        }
-        empty = {name: start for name, (_, start) in table.items()}
-        return State(arrays, empty, Coverage(grid, box, leading, complete))
+        arrays, empty = {}, {}
+        for name, (kind, start, *extra) in self.accumulators(np.dtype(dtype)).items():
+            axes = [grid.most_layers if n == LAYERS else n for n in (extra[0] if extra else ())]
+            arrays[name] = np.full((*axes, *leading, *box.shape), start, kind)
+            empty[name] = start
+        coverage = Coverage(grid, box, self.counted(leading), complete)
+        return State(arrays, empty, coverage, leading)
 
     def add(
         self,
@@ -219,62 +295,57 @@ class Aggregation(Configurable):
         missing : number or None
             A value that means "no answer", besides NaN.
         """
-        valid = valid_cells(values, missing)
+        valid = self.valid(values, missing, state.leading)
         state.coverage.add(cells, weights, valid)
         self.update(state, Contribution(values, valid, weights, cells.index(state.box.start)))
 
-    def bytes_per_cell(self, dtype: npt.DTypeLike) -> int:
-        """Bytes of accumulators per cell and leading entry, counts and weights not included."""
-        return sum(
-            np.dtype(kind).itemsize for kind, _ in self.accumulators(np.dtype(dtype)).values()
-        )
+    def bytes_per_cell(self, dtype: npt.DTypeLike, layers: int = 1) -> int:
+        """Bytes of accumulators per cell and leading entry, counts and weights not included.
 
-    def collect(
-        self, patches: Iterable[Patch], grid: PatchGrid, output: Output | None = None
-    ) -> Array:
-        """The in-RAM reference: all patches of an iterable, over the whole domain.
-
-        Patches may be fewer than the grid has, or repeated; they are added in the order given.
+        Parameters
+        ----------
+        dtype
+            Of the operator's result.
+        layers : int
+            K, see :attr:`~geopatch_dask.patch.grid.PatchGrid.most_layers`.
         """
-        wanted = output or Output()
-        state: State | None = None
-        seen: set[int] = set()
-        first: Array = np.empty(0)
-        for patch in patches:
-            if state is None:
-                first = patch.data
-                leading = first.shape[: first.ndim - len(grid.dims)]
-                state = self.init(grid, grid.box, leading, first.dtype, complete=False)
-            _check(patch, state, first.dtype)
-            if patch.ordinal in seen:
-                state.coverage.analytic = False  # its weights were not foreseen
-            seen.add(patch.ordinal)
-            cells = patch.footprint
-            values = patch.data[cells.index(patch.indices.start)]
-            weights = grid.weights(patch.anchor, cells) if self.weighted else None
-            if cells:
-                self.add(state, cells, values, weights, wanted.missing)
-        if state is None:
-            leading = tuple(grid.domain.size(dim) for dim in grid.riding)
-            state = self.init(grid, grid.box, leading, np.float64, complete=False)
-            first = np.empty(0)
-        dtype = checked_dtype(wanted.dtype or self.result_dtype(first.dtype))
-        values, answered = self.finalize(state), self.answered(state)
-        return settle(values, answered, dtype, fill_for(dtype, wanted.fill_value))[0]
+        total = 0
+        for kind, _, *extra in self.accumulators(np.dtype(dtype)).values():
+            axes = [layers if n == LAYERS else n for n in (extra[0] if extra else ())]
+            total += np.dtype(kind).itemsize * math.prod(axes)
+        return total
 
+    def finalizing_bytes(self, dtype: np.dtype[Any]) -> int:
+        """Bytes per cell and leading entry that :meth:`finalize` needs beyond what it returns."""
+        return 0
 
-def _check(patch: Patch, state: State, dtype: np.dtype[Any]) -> None:
-    expected = state.leading + patch.indices.shape
-    if patch.data.shape != expected:
-        raise OperatorError(
-            f"patch {patch.ordinal} at {patch.anchor} has shape {patch.data.shape}, "
-            f"{expected} was expected: leading axes of the first patch, then {patch.indices.shape}"
-        )
-    if patch.data.dtype != dtype:
-        raise OperatorError(
-            f"patch {patch.ordinal} at {patch.anchor} has dtype {patch.data.dtype}, the first had "
-            f"{dtype}; let the operator return one dtype always (array.astype(...))"
-        )
+    def collect(self, patches: Iterable[Patch], grid: PatchGrid, output: Any = None) -> Any:
+        """The in-RAM reference; see :func:`geopatch_dask.aggregation.several.collect`."""
+        from geopatch_dask.aggregation.several import collect  # several builds on this module
+
+        return collect({"": self}, patches, grid, output)
+
+    def settled(
+        self, state: State, dtypes: Mapping[str, np.dtype[Any]], fills: Mapping[str, float | int]
+    ) -> dict[str, tuple[Array, int]]:
+        """Finalize a state and round every part to its output dtype.
+
+        Parameters
+        ----------
+        state : State
+        dtypes, fills : mapping
+            Of every part.
+
+        Returns
+        -------
+        dict of part to ``(array, cells that hold the fill value)``
+        """
+        found, answered = self.finalize(state), self.answered(state)
+        values = found if isinstance(found, dict) else {"": found}
+        known = answered if isinstance(answered, dict) else dict.fromkeys(values, answered)
+        return {
+            part: settle(values[part], known[part], dtypes[part], fills[part]) for part in dtypes
+        }
 
 
 def valid_cells(values: Array, missing: float | int | None) -> BoolArray | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,9 @@ class Output(Configurable):
         where their lengths agree, else ``band`` (one axis) or ``axis_0``, ``axis_1`` ...
     attrs : mapping
         CF attributes of the array (``long_name``, ``units``), as JSON.
+    scale : int, or "n/d"
+        Cells of the output per cell of the field along every patch axis: 4 for a super-resolution
+        operator, ``"1/2"`` (or 0.5) for one that halves.
 
     Raises
     ------
@@ -55,8 +59,11 @@ class Output(Configurable):
     missing: float | int | None = None
     dims: tuple[str, ...] | None = None
     attrs: Mapping[str, Any] = field(default_factory=dict)
+    scale: int | float | str = 1
 
     def __post_init__(self) -> None:
+        if self.factor <= 0:
+            raise OptionError(f"scale must be positive, got {self.scale!r}")
         if not self.name or self.name.startswith((".", "__")) or "/" in self.name:
             raise OptionError(f"output name {self.name!r} cannot be the name of an array")
         for name in ("fill_value", "missing"):
@@ -67,6 +74,14 @@ class Output(Configurable):
         if self.dtype is not None:
             object.__setattr__(self, "dtype", str(checked_dtype(self.dtype)))
             fill_for(np.dtype(self.dtype), self.fill_value)
+
+    @property
+    def factor(self) -> Fraction:
+        """The scale as an exact fraction."""
+        try:
+            return Fraction(self.scale).limit_denominator(1 << 16)
+        except (ValueError, ZeroDivisionError, OverflowError, TypeError):
+            raise OptionError(f"scale {self.scale!r} is no fraction; write 4 or '1/2'") from None
 
 
 def checked_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:

@@ -7,8 +7,6 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import xarray as xr
-
 from geopatch_dask.aggregation import Output
 from geopatch_dask.errors import RunIncomplete
 from geopatch_dask.execute.graph import TaskGraph, compile_graph
@@ -96,7 +94,7 @@ class Plan(PlanBase):
         began = time.perf_counter()
         prepare(self, overwrite)
         records, problems = finished(self)
-        todo = unfinished(self, records)
+        todo, records = unfinished(self, records)
         report = Report.start(self, records, problems)
         report.skipped = self.n_supertiles - len(todo)
 
@@ -146,7 +144,7 @@ def plan(
     shards: Cells | None = None,
     memory_limit: int | str | None = None,
     slots: int | None = None,
-    output: Output | None = None,
+    output: Output | Mapping[str, Output] | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Decide how a field will be reconstructed; nothing is written.
@@ -168,8 +166,8 @@ def plan(
         Of one worker slot; this machine's share by default.
     slots : int
         Super-tiles computed at the same time; the cores of this machine by default.
-    output : Output
-        Name, dtype, fill value and attributes of the array, where the defaults do not do.
+    output : Output, or mapping of str to Output
+        Name, dtype, fill value, scale and attributes of the array, where the defaults do not do.
     storage_options : mapping
         For the target; secrets only as ``"env:NAME"``.
 
@@ -209,7 +207,7 @@ def reconstruct(
     overwrite: bool = False,
     progress: Progress | None = None,
     **options: Any,
-) -> xr.DataArray:
+) -> Any:
     """Plan, run and open, in one call.
 
     Parameters
@@ -225,14 +223,14 @@ def reconstruct(
 
     Returns
     -------
-    xarray.DataArray
+    xarray.DataArray, or xarray.Dataset where there are several arrays
         Lazy, with coordinates and CRS.
     """
     slots, memory = resources(client)
     options = {"slots": slots, "memory_limit": memory, **options}
     made = plan(field, patcher, operator, target, **options)
     made.run(client, overwrite=overwrite, progress=progress)
-    return open_target(made.target)[made.product.name]
+    return open(made.target)
 
 
 def open(target: Any, storage_options: Mapping[str, Any] | None = None) -> Any:  # noqa: A001

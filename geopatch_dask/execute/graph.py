@@ -12,7 +12,8 @@
 
 A tile task carries one integer and returns less than a kilobyte, has no resources or restrictions
 (those would switch Dask's queue off), and no array passes through the scheduler.  Keys depend on
-the fingerprint only, so a graph that is submitted twice attaches to the tasks that run already.
+fingerprint, layout and target, so a graph that is submitted twice attaches to the tasks that run
+already, and never to those of another target.
 """
 
 from __future__ import annotations
@@ -25,9 +26,10 @@ from dask import threaded
 from dask.base import DaskMethodsMixin
 from dask.task_spec import DataNode, List, Task, TaskRef
 
-from geopatch_dask.execute.prepare import prepare
-from geopatch_dask.execute.tile import Outcome, run_tile
+from geopatch_dask.execute.prepare import forget_other_layouts, prepare
+from geopatch_dask.execute.tile import Outcome, layout_digest, run_tile
 from geopatch_dask.planning.core import PlanBase
+from geopatch_dask.planning.identity import digest
 from geopatch_dask.store.template import finish
 
 __all__ = ["FAN_IN", "Summary", "TaskGraph", "compile_graph"]
@@ -136,6 +138,12 @@ class TaskGraph(DaskMethodsMixin, Mapping[Any, Any]):
     def __dask_keys__(self) -> list[str]:
         return [self.result]
 
+    @staticmethod
+    def __dask_optimize__(dsk: Any, keys: Any, **kwargs: Any) -> Any:
+        """Nothing to optimise; fusing tiles would only hide them."""
+        del keys, kwargs
+        return dsk
+
     def __dask_postcompute__(self) -> tuple[Any, tuple[()]]:
         return _first, ()
 
@@ -166,7 +174,7 @@ def compile_graph(plan: PlanBase, todo: Sequence[int], prepared: bool) -> TaskGr
     prepared : bool
         Whether the target exists already; else the first task creates it.
     """
-    short = plan.fingerprint[:16]
+    short = _token(plan)
     plan_key, result = f"plan-{short}", f"finish-{short}"
     tasks: dict[Any, Any] = {}
     if prepared:
@@ -193,6 +201,13 @@ def compile_graph(plan: PlanBase, todo: Sequence[int], prepared: bool) -> TaskGr
     return TaskGraph(tasks, tiles, result)
 
 
+def _token(plan: PlanBase) -> str:
+    """Names one piece of work: values, layout, and where they go (stores by identity)."""
+    opened = id(plan.target.store) if plan.target.store is not None else None
+    return digest([plan.fingerprint, layout_digest(plan), plan.target.to_json(), opened])[:16]
+
+
 def _prepared(plan: PlanBase) -> PlanBase:
     prepare(plan)
+    forget_other_layouts(plan)
     return plan

@@ -27,19 +27,21 @@ import numpy as np
 import numpy.typing as npt
 
 from geopatch_dask.aggregation.base import State
-from geopatch_dask.aggregation.output import settle
+from geopatch_dask.aggregation.several import entries
 from geopatch_dask.errors import OperatorError
 from geopatch_dask.execute.bands import Bands
 from geopatch_dask.patch.boxes import Box, hull
+from geopatch_dask.patch.grid import PatchGrid
 from geopatch_dask.patch.patch import Patch
 from geopatch_dask.planning.core import PlanBase
+from geopatch_dask.planning.probe import Product
 from geopatch_dask.planning.supertile import SuperTile
 from geopatch_dask.planning.sweep import sweep_of
 
 __all__ = ["Counts", "Kernel", "Write"]
 
-#: Takes a box over all axes of the output and its values; returns bytes written.
-Write = Callable[[Box, "npt.NDArray[np.generic]"], int]
+#: Takes the name of an array, a box over all its axes and the values; returns bytes written.
+Write = Callable[[str, Box, "npt.NDArray[np.generic]"], int]
 
 
 @dataclass
@@ -62,15 +64,15 @@ class Kernel:
     Parameters
     ----------
     plan : PlanBase
-    write : callable ``(box, values) -> bytes``
-        Called once per row of write units, top to bottom, with whole write units.
+    write : callable ``(name, box, values) -> bytes``
+        Called once per array and row of write units, top to bottom, with whole write units.
     """
 
     def __init__(self, plan: PlanBase, write: Write) -> None:
         self.plan, self.write = plan, write
-        self.grid, self.product = plan.grid, plan.product
-        self.aggregation = plan.product.aggregation
-        self.dtype = np.dtype(self.product.dtype)
+        self.grid = plan.grid
+        self.members = {product.key: product.aggregation for product in plan.products}
+        self.outputs = [_Output(product, plan.grid) for product in plan.products]
 
     def run(self, tile: SuperTile) -> Counts:
         """Compute and write one super-tile.
@@ -84,12 +86,9 @@ class Kernel:
         ordinals = self.grid.touching(tile.box)
         anchors = self.grid.anchors.at(ordinals)
         rows = _Rows(self, tile, anchors)
-        state = self.aggregation.init(
-            self.grid,
-            tile.box.replace(0, tile.box.start[0], tile.box.start[0] + rows.sweep.rows_state),
-            self.product.leading,
-            self.product.result_dtype,
-        )
+        top = tile.box.start[0]
+        ring = tile.box.replace(0, top, top + rows.sweep.rows_state)
+        state = [output.init(ring) for output in self.outputs]
         pending: list[Patch] = []
         for first, last, start, stop in rows.groups:
             if rows.sweep.swept:
@@ -120,7 +119,8 @@ class Kernel:
     ) -> Patch:
         anchor = tuple(int(v) for v in corner)
         return Patch(
-            data=np.ascontiguousarray(self.grid.extract(block, origin, anchor)),
+            # A copy, always: the block slides on before a batch is full, and operators may scribble.
+            data=np.array(self.grid.extract(block, origin, anchor), order="C"),
             anchor=anchor,
             ordinal=int(ordinal),
             indices=self.grid.indices(anchor),
@@ -135,61 +135,71 @@ class Kernel:
         return pending[-1].indices.shape == pending[0].indices.shape
 
     def _run_batch(
-        self, pending: list[Patch], state: State, tile: SuperTile, counts: Counts
+        self, pending: list[Patch], state: list[State], tile: SuperTile, counts: Counts
     ) -> None:
         if not pending:
             return
         with self._phase(counts, "operate"):
-            results = self.plan.operator.run(pending)
+            results = self.plan.operator.run(pending, self.plan.scale)
         with self._phase(counts, "aggregate"):
             for patch, result in zip(pending, results, strict=True):
-                self._add(state, tile, patch, result)
+                named = entries(result, self.members)
+                for output, held in zip(self.outputs, state, strict=True):
+                    self._add(output, held, tile, patch, named[output.product.key])
         counts.patches += len(pending)
         pending.clear()
 
     def _add(
-        self, state: State, tile: SuperTile, patch: Patch, result: npt.NDArray[np.generic]
+        self,
+        output: _Output,
+        state: State,
+        tile: SuperTile,
+        patch: Patch,
+        result: npt.NDArray[np.generic],
     ) -> None:
-        leading = result.shape[: result.ndim - self.grid.box.ndim]
-        if leading != self.product.leading or str(result.dtype) != self.product.result_dtype:
+        product, grid = output.product, output.grid
+        leading = result.shape[: result.ndim - grid.box.ndim]
+        if leading != product.leading or str(result.dtype) != product.result_dtype:
             raise OperatorError(
                 f"operator {self.plan.operator.name} returned leading axes {leading} and dtype "
                 f"{result.dtype} for patch {patch.ordinal} at {patch.anchor}, the plan "
-                f"was made for {self.product.leading} and {self.product.result_dtype}; let it "
+                f"was made for {product.leading} and {product.result_dtype}; let it "
                 "return one shape and dtype always (array.astype(...))"
             )
-        cells = patch.footprint.intersect(tile.box)
+        cells = grid.footprint(patch.anchor).intersect(tile.box)
         if not cells:
             return
-        values = result[cells.index(patch.indices.start)]
-        weights = self.grid.weights(patch.anchor, cells) if self.grid.weighted else None
-        self.aggregation.add(state, cells, values, weights, self.product.missing)
+        values = result[cells.index(grid.written(patch.indices).start)]
+        weights = grid.weights(patch.anchor, cells) if grid.weighted else None
+        product.aggregation.add(state, cells, values, weights, product.missing)
 
     # ---- rows ------------------------------------------------------------------------------
 
-    def _flush(self, state: State, tile: SuperTile, front: int, counts: Counts) -> None:
+    def _flush(self, state: list[State], tile: SuperTile, front: int, counts: Counts) -> None:
         """Write the rows before ``front``, in whole write units (and the last, cut one)."""
         unit, stop = self.plan.layout.unit[0], tile.box.stop[0]
-        while (start := state.box.start[0]) < stop:
+        while (start := state[0].box.start[0]) < stop:
             rows = min(unit, stop - start)
             if start + rows > front:
                 return
-            self._write_rows(state.head(rows), counts)
-            state.advance(rows)
+            for output, held in zip(self.outputs, state, strict=True):
+                self._write_rows(output, held.head(rows), counts)
+                held.advance(rows)
 
-    def _write_rows(self, state: State, counts: Counts) -> None:
+    def _write_rows(self, output: _Output, state: State, counts: Counts) -> None:
         with self._phase(counts, "finalize"):
-            answered = self.aggregation.answered(state)
-            values, filled = settle(
-                self.aggregation.finalize(state), answered, self.dtype, self.product.fill
-            )
-            counts.uncovered += _uncovered(state)
-            counts.fill += filled
-            counts.cells += values.size
-            counts.checksum = zlib.crc32(values.data, counts.checksum)
-        with self._phase(counts, "write"):
-            box = state.box.prepend(self.product.leading)
-            counts.bytes_written += self.write(box, values)
+            settled = output.settled(state)
+            uncovered = _uncovered(state)
+        for array in output.product.arrays:
+            values, filled = settled.pop(array.part)
+            with self._phase(counts, "finalize"):
+                counts.uncovered += uncovered * math.prod(array.leading)
+                counts.fill += filled
+                counts.cells += values.size
+                counts.checksum = zlib.crc32(values.data, counts.checksum)
+            with self._phase(counts, "write"):
+                box = state.box.prepend(array.leading)
+                counts.bytes_written += self.write(array.name, box, values)
 
     @staticmethod
     @contextmanager
@@ -257,8 +267,28 @@ class _Rows:
         return coming if oldest is None else min(oldest, coming)
 
 
+class _Output:
+    """One product in the kernel: its grid, and the dtypes and fill values of its arrays."""
+
+    def __init__(self, product: Product, grid: PatchGrid) -> None:
+        self.product = product
+        self.grid = grid.variant(product.aggregation.weighted, grid.scale)
+        self.dtypes = {array.part: np.dtype(array.dtype) for array in product.arrays}
+        self.fills = {array.part: array.fill for array in product.arrays}
+
+    def init(self, box: Box) -> State:
+        """Accumulators of a ring of rows."""
+        product = self.product
+        return product.aggregation.init(self.grid, box, product.leading, product.result_dtype)
+
+    def settled(self, state: State) -> dict[str, tuple[npt.NDArray[np.generic], int]]:
+        """Finished rows, rounded, by part."""
+        return self.product.aggregation.settled(state, self.dtypes, self.fills)
+
+
 def _uncovered(state: State) -> int:
+    """Cells over the patch axes that no patch reaches."""
     reached = state.coverage.reached()
     if reached is None:
         return 0
-    return int(reached.size - np.count_nonzero(reached)) * math.prod(state.leading)
+    return int(reached.size - np.count_nonzero(reached))

@@ -6,15 +6,17 @@ else: another plan's result is never overwritten without being told to.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+
 from geopatch_dask.errors import PlanMismatch
-from geopatch_dask.patch.boxes import Box
+from geopatch_dask.execute.tile import layout_digest
 from geopatch_dask.planning.core import PlanBase, read_plan
 from geopatch_dask.planning.identity import differing
 from geopatch_dask.store.records import Ledger, Record
 from geopatch_dask.store.target import read_root
 from geopatch_dask.store.template import ArraySpec, create, is_complete, reopen
 
-__all__ = ["FINGERPRINT", "finished", "prepare", "unfinished"]
+__all__ = ["FINGERPRINT", "finished", "forget_other_layouts", "prepare", "unfinished"]
 
 #: Group attribute that says whose result this is.
 FINGERPRINT = "geopatch:fingerprint"
@@ -43,18 +45,22 @@ def prepare(plan: PlanBase, overwrite: bool = False) -> bool:
     """
     if not overwrite:
         _check_mismatch(plan)
-    product, domain = plan.product, plan.output_domain
-    spec = ArraySpec(
-        name=product.name,
-        dtype=product.dtype,
-        dims=product.dims,
-        shape=domain.shape,
-        chunks=plan.chunks,
-        shards=plan.shards,
-        fill_value=product.fill,
-        attrs=product.attrs,
-    )
-    made = create(plan.target, [spec], domain, {FINGERPRINT: plan.fingerprint}, overwrite)
+    layout, shape = plan.layout, plan.grid.shape
+    specs = [
+        ArraySpec(
+            name=array.name,
+            dtype=array.dtype,
+            dims=array.dims,
+            shape=array.leading + shape,
+            chunks=(1,) * len(array.leading) + layout.chunks,
+            shards=layout.shards and (1,) * len(array.leading) + layout.shards,
+            fill_value=array.fill,
+            attrs=array.attrs,
+        )
+        for array in plan.arrays
+    ]
+    attrs = {FINGERPRINT: plan.fingerprint}
+    made = create(plan.target, specs, plan.output_domain, attrs, overwrite)
     Ledger(plan.target, plan.fingerprint).write_plan(plan.to_json())
     return made
 
@@ -91,10 +97,40 @@ def finished(plan: PlanBase) -> tuple[dict[str, Record], list[str]]:
     return records, list(ledger.problems)
 
 
-def unfinished(plan: PlanBase, records: dict[str, Record]) -> list[int]:
-    """Ordinals to compute; a target that called itself complete stops doing so if there are any."""
-    boxes: list[Box] = [record.box for record in records.values()]
-    todo = plan.layout.unfinished(boxes)
+def unfinished(
+    plan: PlanBase, records: Mapping[str, Record]
+) -> tuple[list[int], dict[str, Record]]:
+    """Ordinals to compute, and the records that stay.
+
+    A record of another layout may reach into a super-tile that has to be computed.  It is deleted,
+    and what else it covered is computed again: every cell is counted by exactly one record.  A
+    target that called itself complete stops doing so if there is anything to compute.
+    """
+    kept = list(records.values())
+    while True:
+        boxes = [record.box for record in kept]
+        todo = plan.layout.unfinished(boxes)
+        stale = set(plan.layout.overlapping(todo, boxes))
+        if not stale:
+            break
+        kept = [record for i, record in enumerate(kept) if i not in stale]
     if todo and is_complete(plan.target):
         reopen(plan.target)
-    return todo
+    staying = {record.id: record for record in kept}
+    _forget(plan, [record for name, record in records.items() if name not in staying])
+    return todo, staying
+
+
+def forget_other_layouts(plan: PlanBase) -> None:
+    """Delete records of other layouts, because every super-tile of this one is computed now."""
+    ours = layout_digest(plan)
+    done = Ledger(plan.target, plan.fingerprint).done().values()
+    _forget(plan, [record for record in done if record.layout != ours])
+
+
+def _forget(plan: PlanBase, records: Iterable[Record]) -> None:
+    """Delete some records, and those of failures under other layouts: their cells are computed."""
+    ledger, ours = Ledger(plan.target, plan.fingerprint), layout_digest(plan)
+    failed = [record for record in ledger.failed().values() if record.layout != ours]
+    for record in [*records, *failed]:
+        ledger.delete(record.id)

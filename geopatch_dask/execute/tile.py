@@ -106,17 +106,17 @@ def run_tile(plan: PlanBase, ordinal: int) -> Outcome:
 
 
 def _compute(plan: PlanBase, tile: SuperTile) -> Counts:
-    array = open_array(plan.target, plan.product.name)
-    written: list[Box] = []
+    arrays = {array.name: open_array(plan.target, array.name) for array in plan.arrays}
+    written: list[tuple[str, Box]] = []
 
-    def write(box: Box, values: npt.NDArray[np.generic]) -> int:
-        written.append(box)
-        return write_region(array, box, values)
+    def write(name: str, box: Box, values: npt.NDArray[np.generic]) -> int:
+        written.append((name, box))
+        return write_region(arrays[name], box, values)
 
     counts = Kernel(plan, write).run(tile)
     began = time.perf_counter()
-    for box in written:  # the record must not outlive the data in a power cut
-        sync_region(array, box)
+    for name, box in written:  # the record must not outlive the data in a power cut
+        sync_region(arrays[name], box)
     counts.seconds["sync"] += time.perf_counter() - began
     return counts
 

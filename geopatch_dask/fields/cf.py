@@ -210,8 +210,8 @@ def candidates(dataset: xr.Dataset) -> list[str]:
     bounds = {v.attrs.get("bounds") for v in dataset.variables.values()} | {
         v.encoding.get("bounds") for v in dataset.variables.values()
     }
-    return [
+    return sorted(  # a Zarr group lists its arrays in no fixed order
         str(name)
         for name, v in dataset.data_vars.items()
         if v.ndim and v.dtype.kind in "biufc" and name not in bounds
-    ]
+    )

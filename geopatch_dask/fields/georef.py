@@ -83,7 +83,7 @@ def affine6(transform: Any) -> Affine6 | None:
     Raises
     ------
     OptionError
-        When it is not that, not finite, or maps all cells to one line.
+        When it is not that, not finite, in GDAL's order, or maps all cells to one line.
 
     Examples
     --------
@@ -97,12 +97,15 @@ def affine6(transform: Any) -> Affine6 | None:
     except (TypeError, ValueError):
         numbers = ()
     if len(numbers) not in (6, 9) or not all(map(math.isfinite, numbers)):
-        raise OptionError(f"a transform is six finite numbers a, b, c, d, e, f, not {transform!r}")
-    a, b, c, d, e, f = numbers[:6]
-    if a * e - b * d == 0:
         raise OptionError(
-            f"transform {numbers[:6]} has cells of no area; rasterio's order is a, b, c, d, e, f "
-            "(GDAL's is c, a, b, f, d, e)"
+            f"a transform is six finite numbers a, b, c, d, e, f, not {str(transform)[:80]!r}"
+        )
+    a, b, c, d, e, f = numbers[:6]
+    gdal_order = c == e == 0 and b > 0 > f  # rasterio's own test for it
+    if a * e - b * d == 0 or gdal_order:
+        raise OptionError(
+            f"transform {numbers[:6]} has cells of no area or GDAL's order c, a, b, f, d, e; "
+            "give it in rasterio's: a, b, c, d, e, f"
         )
     return (a, b, c, d, e, f)
 

@@ -26,6 +26,7 @@ from geopatch_dask.fields.header import GDAL_CACHE, Header, describe
 from geopatch_dask.fields.masks import Mask
 from geopatch_dask.fields.source import (
     ENVIRONMENT,
+    birth,
     failure,
     file_set_digest,
     holds_secret,
@@ -89,6 +90,7 @@ class RasterField(Field):
         if mask is not None and not masked:
             raise OptionError("masked=False returns stored values, mask= blanks some; choose one")
         self._uri = normal_uri(path)
+        self._born = birth(self._uri)
         self._bands = _band_numbers(bands)
         self._masked = bool(masked)
         self._mask = Mask.of(mask)
@@ -125,7 +127,9 @@ class RasterField(Field):
     @cached_property
     def domain(self) -> RasterDomain:
         """Axes ``("y", "x")`` or ``("band", "y", "x")``, CRS as WKT2, transform."""
-        facts = self._facts
+        return self._place(self._facts)
+
+    def _place(self, facts: Header) -> RasterDomain:
         crs = crs_wkt(self._open().dataset.crs)
         if facts.flat:
             return RasterDomain(("y", "x"), facts.size, crs=crs, transform=facts.transform)
@@ -133,8 +137,7 @@ class RasterField(Field):
         if any(facts.descriptions):
             attrs["descriptions"] = [text or "" for text in facts.descriptions]
         band = Coordinate(np.array(facts.bands, dtype=np.int64), attrs)
-        shape = (len(facts.bands), *facts.size)
-        return RasterDomain(("band", "y", "x"), shape, {"band": band}, crs, facts.transform)
+        return RasterDomain(("band", "y", "x"), facts.shape, {"band": band}, crs, facts.transform)
 
     def read(self, box: Box) -> npt.NDArray[Any]:
         facts = self._facts
@@ -202,19 +205,19 @@ class RasterField(Field):
 
     @property
     def _key(self) -> tuple[Any, ...]:
-        return (self._uri, self._bands, self._masked, repr(sorted(self._options.items())))
+        return (
+            self._born,
+            self._uri,
+            self._bands,
+            self._masked,
+            repr(sorted(self._options.items())),
+        )
 
     @cached_property
     def _facts(self) -> Header:
         facts = self._open().facts
         if self._mask is not None:
-            grid = RasterDomain(
-                ("band", "y", "x")[-len(facts.shape) :],
-                facts.shape,
-                crs=crs_wkt(self._open().dataset.crs),
-                transform=facts.transform,
-            )
-            self._mask.check(grid, self.label)
+            self._mask.check(self._place(facts), self.label)
         return facts
 
     def _open(self) -> _Opened:

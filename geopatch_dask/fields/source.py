@@ -18,6 +18,7 @@ import contextlib
 import hashlib
 import os
 import re
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -31,6 +32,7 @@ from geopatch_dask.errors import FieldError, OptionError
 
 __all__ = [
     "ENVIRONMENT",
+    "birth",
     "failure",
     "file_set_digest",
     "holds_secret",
@@ -96,7 +98,8 @@ def normal_uri(path: Any) -> str:
     """
     text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
     if not isinstance(text, str) or not text.strip():
-        raise OptionError(f"a path or URL is needed, not {path!r}")
+        kind = "an empty one" if isinstance(path, str) else type(path).__name__
+        raise OptionError(f"a path or URL is needed, not {kind}")
     if text.startswith("file://"):
         text = unquote(urlsplit(text).path)
     return os.path.abspath(text) if _is_local(text) else text  # noqa: PTH100 - resolve() would follow links
@@ -211,6 +214,16 @@ def traceable(error: BaseException, uri: str) -> BaseException | None:
     Readers repeat the URI in their texts, and tracebacks end up in logs and reports.
     """
     return None if holds_secret(uri) else error
+
+
+def birth(uri: str) -> int:
+    """What tells the handles of one field from those of a later field on the same remote source.
+
+    A remote source has no :func:`stamp`.  A handle kept from before it was replaced would look for
+    chunks under names that are gone, which Zarr reads as fill values; so a field only shares
+    handles with its own copies.  Nanoseconds; 0 for local sources.
+    """
+    return time.time_ns() if local_path(uri) is None else 0
 
 
 def stamp(uri: str) -> tuple[Any, ...]:

@@ -26,6 +26,7 @@ from geopatch_dask.fields.handles import Handles
 from geopatch_dask.fields.masks import Mask, blank, blank_nodata, check_numeric, nodata_of
 from geopatch_dask.fields.source import (
     ENVIRONMENT,
+    birth,
     failure,
     holds_secret,
     normal_uri,
@@ -90,7 +91,7 @@ class XarrayField(Field):
         options: Mapping[str, Any] | None = None,
     ) -> None:
         self._array: xr.DataArray | None = None
-        self._uri = ""
+        self._uri, self._born = "", 0
         self._variable = variable
         self._crs = crs_wkt(crs)
         self._mask = Mask.of(mask)
@@ -98,6 +99,7 @@ class XarrayField(Field):
         self._options = plain_options(options)
         if not isinstance(source, xr.DataArray | xr.Dataset):
             self._uri = normal_uri(source)
+            self._born = birth(self._uri)
             return
         if engine or group or options:
             raise OptionError(
@@ -258,7 +260,7 @@ class XarrayField(Field):
     @property
     def _key(self) -> tuple[Any, ...]:
         options = repr(sorted(self._options.items()))
-        return (self._uri, self._variable, self._engine, self._group, options)
+        return (self._born, self._uri, self._variable, self._engine, self._group, options)
 
     def _open(self) -> tuple[xr.DataArray, xr.Variable | None]:
         """The array and its grid mapping."""

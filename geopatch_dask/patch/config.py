@@ -11,6 +11,7 @@ import dataclasses
 import importlib
 import math
 from collections.abc import Callable, Mapping
+from types import MethodType
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -100,6 +101,8 @@ def to_json(value: Any) -> Any:
 
 
 def _revived(value: Any) -> Any:
+    if isinstance(value, Configurable):
+        return value
     if isinstance(value, Mapping):
         if "class" in value:
             return from_config(value)
@@ -115,11 +118,17 @@ def object_name(obj: Callable[..., Any]) -> str:
     Raises
     ------
     OptionError
-        For lambdas, closures and methods of instances: they cannot be found by name.
+        For lambdas, closures and methods of instances: the name must lead back to the object.
     """
     module, name = getattr(obj, "__module__", None), getattr(obj, "__qualname__", None)
     if not module or not name or "<" in name:
         raise OptionError(f"{obj!r} has no importable name; define it at the top level of a module")
+    found = load_object(f"{module}:{name}")
+    if found is not obj and not (isinstance(obj, MethodType) and found == obj):
+        raise OptionError(
+            f"{obj!r} has no importable name: {module}:{name} is something else; define a function "
+            "at the top level of a module"
+        )
     return f"{module}:{name}"
 
 
@@ -136,8 +145,9 @@ def load_object(name: str) -> Any:
         raise OptionError(f"{name!r} is not of the form 'module:name'")
     try:
         found: Any = importlib.import_module(module_name)
-    except ImportError as error:
-        raise OptionError(f"cannot import {module_name!r} of {name!r}: {error}") from error
+    except Exception as error:  # a module runs anything when it is imported
+        what = error if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+        raise OptionError(f"cannot import {module_name!r} of {name!r}: {what}") from error
     for part in path.split("."):
         try:
             found = getattr(found, part)

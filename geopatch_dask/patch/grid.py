@@ -7,21 +7,28 @@ axes; riding axes are always taken whole.
 
 ::
 
-    anchor a, size P, window support [lo, hi)          domain 0 .. N
+    anchor a, size P, window support [lo, hi)          domain 0 .. N, output 0 .. s N
     indices    [a, a + P)                              what is read (may leave the domain)
     source     the cells of the domain that reading needs (mirrored ones included)
-    footprint  [a + lo, a + hi) cut at the domain      what is written
+    written    [s a, s (a + P))                        where the operator's result lies
+    footprint  [s a + lo, s a + hi) cut at the output  what is written of it
+
+What is read is counted in cells of the field, what is written in cells of the output; their ratio,
+the *scale* s, is 1 but for operators that refine or coarsen.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from geopatch_dask.patch.anchors import Anchors, IntArray, LatticeAnchors
+from geopatch_dask.errors import OptionError
+from geopatch_dask.patch.anchors import Anchors, IntArray, LatticeAnchors, ListAnchors
 from geopatch_dask.patch.boundary import reflected
 from geopatch_dask.patch.boxes import Box
 from geopatch_dask.patch.domain import GridDomain
@@ -29,7 +36,10 @@ from geopatch_dask.patch.geometry import Rectangular
 from geopatch_dask.patch.sampler import Sampler
 from geopatch_dask.patch.window import Boxcar, FloatArray, Window
 
-__all__ = ["PatchGrid"]
+__all__ = ["UNIT", "PatchGrid"]
+
+#: The scale of an operator that keeps the grid of the field.
+UNIT = Fraction(1)
 
 
 class PatchGrid:
@@ -41,16 +51,28 @@ class PatchGrid:
     geometry : Rectangular
     sampler : Sampler
     window : Window or None
-        None: the aggregation does not weigh, every cell of a patch counts the same.
+    weighted : bool or None
+        Whether the window matters; if not, every cell of a patch counts the same.  None: where
+        there is a window.
+    scale : Fraction
+        Output cells per field cell along every patch axis.
 
     Attributes
     ----------
     dims, riding : tuple of str
         Patch axes and the other ones, each in the order of the domain.
-    shape : tuple of int, cells
-        The domain along the patch axes.
-    size : tuple of int, cells
+    shape : tuple of int, output cells
+    field_shape : tuple of int, cells of the field
+        Along the patch axes.
+    size : tuple of int, cells of the field
         A full patch.
+    support : tuple of (start, stop), output cells
+        Where the window is not zero, within a full patch.
+
+    Raises
+    ------
+    OptionError
+        When sizes or anchors times the scale are no whole cells.
     """
 
     def __init__(
@@ -59,45 +81,92 @@ class PatchGrid:
         geometry: Rectangular,
         sampler: Sampler,
         window: Window | None = None,
+        weighted: bool | None = None,
+        scale: Fraction = UNIT,
     ) -> None:
         self.domain, self.geometry, self.sampler = domain, geometry, sampler
-        self.weighted = window is not None
-        self.window: Window = window if window is not None else Boxcar()
+        self.taper, self.scale = window, scale
+        self.weighted = window is not None if weighted is None else weighted
+        self.window: Window = window if window is not None and self.weighted else Boxcar()
         self.dims = geometry.dims(domain)
         self.riding = tuple(dim for dim in domain.dims if dim not in self.dims)
-        self.shape = tuple(domain.size(dim) for dim in self.dims)
+        self.field_shape = tuple(domain.size(dim) for dim in self.dims)
         self.size = geometry.shape(domain)
-        self.support = self.window.support(self.size)
+        self.shape = self._scaled(self.field_shape, "the field")
+        self.out_size = self._scaled(self.size, "a patch")
+        self.support = self.window.support(self.out_size)
+
+    def _scaled(self, cells: Sequence[int], what: str) -> tuple[int, ...]:
+        """Output cells of a number of field cells; they must be whole."""
+        num, den = self.scale.as_integer_ratio()
+        for n, dim in zip(cells, self.dims, strict=True):
+            if n * num % den:
+                raise OptionError(
+                    f"scale {self.scale}: {what} has {n} cells along {dim!r}, which makes no whole "
+                    f"number of output cells; use a multiple of {den}"
+                )
+        return tuple(int(n) * num // den for n in cells)
+
+    def variant(self, weighted: bool, scale: Fraction = UNIT) -> PatchGrid:
+        """The same patches, weighed or not, at another scale."""
+        if weighted == self.weighted and scale == self.scale:
+            return self
+        other = PatchGrid(self.domain, self.geometry, self.sampler, self.taper, weighted, scale)
+        other.__dict__["anchors"] = other.checked(self.anchors)
+        return other
 
     @cached_property
     def anchors(self) -> Anchors:
         """All anchors, lazily."""
-        return self.sampler.anchors(self.domain, self.geometry)
+        return self.checked(self.sampler.anchors(self.domain, self.geometry))
+
+    def checked(self, anchors: Anchors) -> Anchors:
+        """Anchors that fall on whole output cells, or :class:`OptionError`."""
+        den = self.scale.denominator
+        if den == 1:
+            return anchors
+        axes = anchors.axes if isinstance(anchors, LatticeAnchors) else ()
+        points = anchors.points.T if isinstance(anchors, ListAnchors) else axes
+        if not len(points) or any((axis % den).any() for axis in points):
+            raise OptionError(
+                f"scale {self.scale}: every patch must start at a multiple of {den} cells; choose "
+                f"steps, and a field less patch, that are multiples of {den}"
+            )
+        return anchors
 
     @property
     def box(self) -> Box:
-        """All cells along the patch axes."""
+        """All output cells along the patch axes."""
         return Box.of_shape(self.shape)
+
+    @property
+    def field_box(self) -> Box:
+        """All cells of the field along the patch axes."""
+        return Box.of_shape(self.field_shape)
 
     # ---- one patch ------------------------------------------------------------------------
 
     def indices(self, anchor: Sequence[int]) -> Box:
         """The cells the patch shows its operator; cut at the domain under ``shrink`` only."""
         full = Box.at(anchor, self.size)
-        return full.intersect(self.box) if self.geometry.boundary == "shrink" else full
+        return full.intersect(self.field_box) if self.geometry.boundary == "shrink" else full
+
+    def written(self, indices: Box) -> Box:
+        """The output cells that a result for ``indices`` covers; may leave the output."""
+        num, den = self.scale.as_integer_ratio()
+        return Box(
+            tuple(a * num // den for a in indices.start),
+            tuple(b * num // den for b in indices.stop),
+        )
 
     def footprint(self, anchor: Sequence[int]) -> Box:
         """The output cells the patch writes."""
-        return Box(
-            tuple(
-                min(max(a + lo, 0), n)
-                for a, (lo, _), n in zip(anchor, self.support, self.shape, strict=True)
-            ),
-            tuple(
-                min(max(a + hi, 0), n)
-                for a, (_, hi), n in zip(anchor, self.support, self.shape, strict=True)
-            ),
-        )
+        num, den = self.scale.as_integer_ratio()
+        limits = [
+            (min(max(a * num // den + lo, 0), n), min(max(a * num // den + hi, 0), n))
+            for a, (lo, hi), n in zip(anchor, self.support, self.shape, strict=True)
+        ]
+        return Box(tuple(a for a, _ in limits), tuple(b for _, b in limits))
 
     def source(self, anchor: Sequence[int]) -> Box:
         """The cells of the domain from which the patch is made."""
@@ -105,10 +174,10 @@ class PatchGrid:
 
     def source_of(self, indices: Box) -> Box:
         """The cells of the domain from which a box of indices is made, edges mirrored or not."""
-        if self.box.contains(indices) or self.geometry.boundary != "reflect":
-            return indices.intersect(self.box)
+        if self.field_box.contains(indices) or self.geometry.boundary != "reflect":
+            return indices.intersect(self.field_box)
         starts, stops = [], []
-        for a, b, n in zip(indices.start, indices.stop, self.shape, strict=True):
+        for a, b, n in zip(indices.start, indices.stop, self.field_shape, strict=True):
             cells = reflected(a, b, n)
             starts.append(int(cells.min()))
             stops.append(int(cells.max()) + 1)
@@ -131,31 +200,48 @@ class PatchGrid:
             A view where the patch lies inside, else a copy; not necessarily contiguous.
         """
         indices = self.indices(anchor)
-        inside = indices.intersect(self.box)
+        inside = indices.intersect(self.field_box)
         if inside == indices:
             inner: npt.NDArray[np.generic] = block[indices.index(origin)]
             return inner
         if self.geometry.boundary == "reflect":
             out = block
             for d, (a, b) in enumerate(zip(indices.start, indices.stop, strict=True)):
-                cells = reflected(a, b, self.shape[d]) - origin[d]
+                cells = reflected(a, b, self.field_shape[d]) - origin[d]
                 out = np.take(out, cells, axis=out.ndim - indices.ndim + d)
             return out
         lead = block.shape[: block.ndim - indices.ndim]
-        padded = np.full(lead + indices.shape, self.geometry.pad_value).astype(block.dtype)
+        padded = np.full(lead + indices.shape, self._padding(block.dtype), block.dtype)
         padded[inside.index(indices.start)] = block[inside.index(origin)]
         return padded
 
+    def _padding(self, dtype: np.dtype[Any]) -> float | int:
+        """What to fill with, if the dtype can hold it."""
+        value = self.geometry.pad_value
+        if dtype.kind not in "iu":
+            return value
+        info = np.iinfo(dtype)
+        if not (value.is_integer() and int(info.min) <= int(value) <= int(info.max)):
+            raise OptionError(
+                f"pad_value {value:g} does not fit in the field's {dtype}; give one between "
+                f"{info.min} and {info.max}, or a float field"
+            )
+        return int(value)
+
     def weights(self, anchor: Sequence[int], cells: Box) -> FloatArray:
         """Window weights of a patch on some cells of its footprint: float64, ``cells.shape``."""
-        return self.window.weights(self.size)[cells.slices(anchor)]
+        num, den = self.scale.as_integer_ratio()
+        origin = [a * num // den for a in anchor]
+        return self.window.weights(self.out_size)[cells.slices(origin)]
 
     # ---- many patches ---------------------------------------------------------------------
 
     def _limits(self, box: Box) -> tuple[list[int], list[int]]:
-        low = [k - hi + 1 for k, (_, hi) in zip(box.start, self.support, strict=True)]
-        high = [k - lo for k, (lo, _) in zip(box.stop, self.support, strict=True)]
-        return low, high
+        # s a + hi > start  and  s a + lo < stop, for whole a
+        num, den = self.scale.as_integer_ratio()
+        pairs = zip(box.start, box.stop, self.support, strict=True)
+        limits = [((a - hi) * den // num + 1, -((lo - b) * den // num)) for a, b, (lo, hi) in pairs]
+        return [low for low, _ in limits], [high for _, high in limits]
 
     def touching(self, box: Box) -> IntArray:
         """Ordinals, ascending, of the patches whose footprint meets a box."""
@@ -168,8 +254,11 @@ class PatchGrid:
     def _owner_limits(self, box: Box) -> tuple[list[int], list[int]]:
         # An anchor before cell 0 (pad, reflect) belongs to whoever owns cell 0.
         far = 1 << 62
-        low = [k if k > 0 else -far for k in box.start]
-        high = [k if k < n else far for k, n in zip(box.stop, self.shape, strict=True)]
+        num, den = self.scale.as_integer_ratio()
+        low = [-(-k * den // num) if k > 0 else -far for k in box.start]
+        high = [
+            -(-k * den // num) if k < n else far for k, n in zip(box.stop, self.shape, strict=True)
+        ]
         return low, high
 
     def owned(self, box: Box) -> IntArray:
@@ -193,10 +282,24 @@ class PatchGrid:
         if not isinstance(self.anchors, LatticeAnchors):
             return max(len(self.anchors), 1)
         most = 1
-        for positions, (lo, hi) in zip(self.anchors.axes, self.support, strict=True):
+        for axis, (lo, hi) in enumerate(self.support):
+            positions = self.positions(axis)
             earliest = np.searchsorted(positions, positions - (hi - lo) + 1)
             most *= int((np.arange(len(positions)) - earliest + 1).max(initial=1))
         return most
+
+    def positions(self, axis: int) -> IntArray:
+        """Where the results of lattice anchors begin along one axis, output cells, ascending.
+
+        Raises
+        ------
+        TypeError
+            When the anchors are no lattice.
+        """
+        if not isinstance(self.anchors, LatticeAnchors):
+            raise TypeError("positions along an axis exist only for a lattice of anchors")
+        num, den = self.scale.as_integer_ratio()
+        return self.anchors.axes[axis] * num // den
 
     def axis_sums(self, axis: int, start: int, stop: int) -> tuple[IntArray, FloatArray]:
         """Per cell of one axis: how many lattice anchors reach it, and the sum of their profile.
@@ -209,11 +312,9 @@ class PatchGrid:
         counts : ndarray of int64, shape (stop - start,)
         sums : ndarray of float64, shape (stop - start,)
         """
-        if not isinstance(self.anchors, LatticeAnchors):
-            raise TypeError("sums along an axis exist only for a lattice of anchors")
+        positions = self.positions(axis)
         lo, hi = self.support[axis]
-        profile = self.window.profile(self.size[axis])
-        positions = self.anchors.axes[axis]
+        profile = self.window.profile(self.out_size[axis])
         first, last = np.searchsorted(positions, [start - hi + 1, stop - lo])
         counts = np.zeros(stop - start, np.int64)
         sums = np.zeros(stop - start)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +41,7 @@ class Patch:
         The domain of the field, for :attr:`coords` and :attr:`transform`.
     """
 
-    data: npt.NDArray[Any]
+    data: Any
     anchor: tuple[int, ...]
     ordinal: int
     indices: Box
@@ -49,9 +50,10 @@ class Patch:
     dims: tuple[str, ...] = ()
     domain: GridDomain | None = None
 
-    def with_data(self, data: npt.ArrayLike) -> Patch:
-        """The same place, other numbers (what an operator returned)."""
-        return dataclasses.replace(self, data=np.asarray(data))
+    def with_data(self, data: Any) -> Patch:
+        """The same place, other numbers: what an operator returned, be it a dict or a tuple."""
+        kept = data if isinstance(data, Mapping | tuple) else np.asarray(data)
+        return dataclasses.replace(self, data=kept)
 
     @property
     def patch_dims(self) -> tuple[str, ...]:

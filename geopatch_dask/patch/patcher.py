@@ -68,8 +68,9 @@ class Patcher:
         Where patches sit.
     window : Window
         How much each cell of a patch counts, for aggregations that weigh.
-    aggregation : Aggregation
-        How overlapping patches become one value per cell.
+    aggregation : Aggregation, or mapping of str to Aggregation
+        How overlapping patches become one value per cell; a mapping for an operator that returns
+        a dict.
 
     Examples
     --------
@@ -93,10 +94,13 @@ class Patcher:
         geometry: Rectangular,
         sampler: Sampler,
         window: Window | None = None,
-        aggregation: Merger | None = None,
+        aggregation: Merger | Mapping[str, Merger] | None = None,
     ) -> None:
-        if aggregation is None:  # by name: aggregations live one floor up
+        # By name: aggregations live one floor up.
+        if aggregation is None:
             aggregation = cast(Merger, from_config({"class": "OverlapAdd"}))
+        elif isinstance(aggregation, Mapping):
+            aggregation = cast(Merger, from_config({"class": "Several", "members": aggregation}))
         for name, value, kind in (
             ("geometry", geometry, Rectangular),
             ("sampler", sampler, Sampler),
@@ -111,8 +115,9 @@ class Patcher:
 
     def grid(self, domain: GridDomain) -> PatchGrid:
         """This patcher bound to a domain."""
-        window = self.window if self.aggregation.weighted else None
-        return PatchGrid(domain, self.geometry, self.sampler, window)
+        return PatchGrid(
+            domain, self.geometry, self.sampler, self.window, self.aggregation.weighted
+        )
 
     def anchors(self, field: Readable) -> Anchors:
         """Anchors on a field: a lazy sequence of tuples of ints, in ordinal order."""
@@ -145,6 +150,8 @@ class Patcher:
             ordinal = int(where) % max(len(grid.anchors), 1)
             return _cut(field, grid, ordinal, grid.anchors[int(where)])
         anchor = tuple(int(v) for v in where)
+        if len(anchor) != len(grid.dims):
+            raise OptionError(f"no anchor at {anchor}: the patch axes are {', '.join(grid.dims)}")
         found = grid.anchors.within(anchor, [a + 1 for a in anchor])
         if not len(found):
             raise OptionError(f"no patch has its anchor at {anchor}; see patcher.anchors(field)")
@@ -152,7 +159,7 @@ class Patcher:
 
     def merge(
         self, patches: Iterable[Patch], domain: GridDomain | Readable, output: Any = None
-    ) -> npt.NDArray[Any]:
+    ) -> Any:
         """Aggregate patches in this process: the reference for every distributed run.
 
         Parameters
@@ -160,17 +167,17 @@ class Patcher:
         patches : iterable of Patch
             Consumed one at a time and added in the order given; :meth:`split` gives ordinal order.
         domain : GridDomain, or the field itself
-        output : Output or None
+        output : Output, mapping of str to Output, or None
             Dtype and fill value; by default what a plan would infer from the first patch.
 
         Returns
         -------
         ndarray, shape (*leading, *patch axes of the domain)
-            Cells without any valid contribution hold the fill value (NaN for floats).
+            Cells without any valid contribution hold the fill value (NaN for floats).  A dict of
+            such arrays, named as in a target, where there are several.
         """
         where = domain if isinstance(domain, GridDomain) else domain.domain
-        result: npt.NDArray[Any] = self.aggregation.collect(patches, self.grid(where), output)
-        return result
+        return self.aggregation.collect(patches, self.grid(where), output)
 
     # ---- configuration --------------------------------------------------------------------
 
@@ -215,7 +222,7 @@ def _cut(field: Readable, grid: PatchGrid, ordinal: int, anchor: tuple[int, ...]
     data = grid.extract(read_cells(field, grid, source), source.start, anchor)
     footprint = grid.footprint(anchor)
     return Patch(
-        data=np.ascontiguousarray(data),
+        data=np.array(data, order="C"),
         anchor=anchor,
         ordinal=ordinal,
         indices=grid.indices(anchor),

@@ -100,6 +100,7 @@ class JitteredStride(Sampler):
         object.__setattr__(self, "step", cells_of(self.step, "step"))
         if not 0 <= self.jitter <= 1:
             raise OptionError(f"jitter must lie in [0, 1], got {self.jitter!r}")
+        _check_seed(self.seed)
 
     def anchors(self, domain: GridDomain, geometry: Rectangular) -> DisplacedAnchors:
         """The moved lattice, computed where it is asked for."""
@@ -139,6 +140,7 @@ class Random(Sampler):
 
     def __post_init__(self) -> None:
         cells_of((self.n_samples,), "n_samples")
+        _check_seed(self.seed)
 
     def anchors(self, domain: GridDomain, geometry: Rectangular) -> ListAnchors:
         """Ordinal ``i`` sits at a hash of ``(seed, i, axis)``, modulo the positions there are."""
@@ -173,6 +175,7 @@ class PoissonDisk(Sampler):
         if not 1 <= self.min_dist < math.inf:
             raise OptionError(f"min_dist must be at least 1 cell, got {self.min_dist!r}")
         cells_of((self.max_tries,), "max_tries")
+        _check_seed(self.seed)
 
     def anchors(self, domain: GridDomain, geometry: Rectangular) -> ListAnchors:
         """The accepted darts, row-major; see :mod:`geopatch_dask.patch.poisson`."""
@@ -220,6 +223,12 @@ class Explicit(Sampler):
             points[:, d], fits = place(points[:, d], domain.size(dim), p, geometry.boundary, dim)
             keep &= fits
         return ListAnchors(points[keep], len(dims))
+
+
+def _check_seed(seed: object) -> None:
+    """Any whole number will do; a float would be rounded without a word."""
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer):
+        raise OptionError(f"seed must be a whole number, got {seed!r}")
 
 
 def _steps(step: Cells, domain: GridDomain, geometry: Rectangular) -> tuple[int, ...]:

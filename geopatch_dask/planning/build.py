@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any, TypeVar
 
 import numpy as np
 
 from geopatch_dask import fields
-from geopatch_dask.aggregation import Aggregation, Output
+from geopatch_dask.aggregation import Output
 from geopatch_dask.aggregation.coverage import count_dtype
+from geopatch_dask.aggregation.several import members_of, outputs_for
 from geopatch_dask.errors import AlignmentError, OptionError
 from geopatch_dask.fields.base import Field
 from geopatch_dask.fields.raster import RasterField
@@ -20,7 +22,7 @@ from geopatch_dask.patch.grid import PatchGrid
 from geopatch_dask.patch.patcher import Patcher
 from geopatch_dask.patch.sampler import RegularStride
 from geopatch_dask.planning.choose import Candidate, check_memory, choose
-from geopatch_dask.planning.core import PlanBase, fingerprint_parts
+from geopatch_dask.planning.core import PlanBase, fingerprint_parts, output_domain
 from geopatch_dask.planning.cost import cost_of
 from geopatch_dask.planning.memory import MemoryModel, MemoryPlan, Shapes, memory_of
 from geopatch_dask.planning.operator import Operator
@@ -40,7 +42,7 @@ class MemoryOf:
 
     grid: PatchGrid
     field: Field
-    product: Product
+    products: tuple[Product, ...]
     found: Probe
     batch: int
     model: MemoryModel
@@ -59,13 +61,12 @@ class MemoryOf:
             self.field.blocks[domain.axis(grid.dims[0])],
             self.batch,
         )
-        counting = count_dtype(grid).itemsize + (8 if grid.weighted else 0)
-        counted = self.field.may_miss or not grid.analytic
-        result = np.dtype(self.product.result_dtype)
-        per_patch = math.prod(grid.size)
-        in_bytes = self.field.dtype.itemsize * math.prod(domain.size(d) for d in grid.riding)
-        lead_out = math.prod(self.product.leading)
-        known = self.batch * per_patch * (in_bytes + lead_out * result.itemsize)
+        patch, patch_out = math.prod(grid.size), math.prod(grid.out_size)
+        cell_in = self.field.dtype.itemsize * math.prod(domain.size(d) for d in grid.riding)
+        result = sum(
+            math.prod(p.leading) * np.dtype(p.result_dtype).itemsize for p in self.products
+        )
+        known = self.batch * (patch * cell_in + patch_out * result)
         return memory_of(
             Shapes(
                 rows_in=sweep.rows_in,
@@ -74,21 +75,40 @@ class MemoryOf:
                 rows_state=sweep.rows_state,
                 width=math.prod(tile[1:]),
                 flush=sweep.flush,
-                patch=per_patch,
+                patch=patch,
+                patch_out=patch_out,
                 batch=self.batch,
-                lead_in=math.prod(domain.size(d) for d in grid.riding),
-                lead_out=lead_out,
-                bytes_in=self.field.dtype.itemsize,
-                bytes_out=np.dtype(self.product.dtype).itemsize,
-                bytes_result=result.itemsize,
-                bytes_state=self.product.aggregation.bytes_per_cell(result)
-                + (counting if counted else 0),
+                cell_in=cell_in,
+                result=result,
+                entries=sum(math.prod(p.leading) for p in self.products),
+                state=sum(self._state(p) for p in self.products),
+                flushed=max(self._flushed(p) for p in self.products),
                 may_miss=self.field.may_miss,
                 cache=fields.GDAL_CACHE if isinstance(self.field, RasterField) else 0,
                 operator=max(self.found.workspace - known, 0),
             ),
             self.model,
         )
+
+    def _state(self, product: Product) -> int:
+        """Bytes of accumulators and counts per output cell."""
+        grid = self.grid.variant(product.aggregation.weighted, self.grid.scale)
+        held = product.aggregation.bytes_per_cell(product.result_dtype, grid.most_layers)
+        held *= math.prod(product.leading)
+        if self.field.may_miss or not grid.analytic:
+            counting = count_dtype(grid).itemsize + (8 if grid.weighted else 0)
+            held += counting * math.prod(product.aggregation.counted(product.leading))
+        return held
+
+    def _flushed(self, product: Product) -> int:
+        """Bytes per output cell while a product is divided, rounded and encoded."""
+        model = self.model
+        held = product.aggregation.finalizing_bytes(np.dtype(product.result_dtype))
+        total = held * math.prod(product.leading)
+        for array in product.arrays:
+            each = 8 * model.rounding + np.dtype(array.dtype).itemsize * model.encoding
+            total += math.ceil(each * math.prod(array.leading))
+        return total
 
 
 def build(
@@ -103,42 +123,68 @@ def build(
     shards: Cells | None = None,
     memory_limit: int,
     slots: int,
-    output: Output | None = None,
+    output: Output | Mapping[str, Output] | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> P:
     """Decide everything; see :func:`geopatch_dask.plan` for the arguments."""
     source = fields.as_field(field)
-    if not isinstance(patcher, Patcher) or not isinstance(patcher.aggregation, Aggregation):
-        raise OptionError(f"patcher must be a Patcher with an Aggregation, got {patcher!r}")
+    if not isinstance(patcher, Patcher):
+        raise OptionError(f"patcher must be a Patcher, got {patcher!r}")
     run = Operator.of(operator)
     run.check_picklable()
     location = Location.of(target, storage_options)
+    members = members_of(patcher.aggregation)
+    outputs = outputs_for(members, output)
+    scale = _one_scale(outputs)
     grid = patcher.grid(source.domain)
+    grid = grid.variant(all(m.weighted for m in members.values()), scale)
     kept, cut = write_units(
         grid.shape,
         _over_axes(chunks, source, grid, "chunks"),
         _over_axes(shards, source, grid, "shards"),
     )
-    found = probe(source, patcher, run)
-    product = product_of(found, output or Output(), patcher.aggregation, source, grid)
+    found = probe(source, patcher, run, scale)
+    products = tuple(
+        product_of(key, found, outputs[key], member, source, grid)
+        for key, member in members.items()
+    )
+    _check_names(products)
     model = MemoryModel()
-    memory = MemoryOf(grid, source, product, found, run.batch or 1, model)
+    memory = MemoryOf(grid, source, products, found, run.batch or 1, model)
     base = Layout(grid.dims, grid.shape, cut or kept, kept, cut)
     layout, rejected = _layout(outer, base, source, grid, memory, memory_limit, slots, model)
+    output_domain(source.domain, products, grid)
     return cls(
         field=source,
         patcher=patcher,
         operator=run,
         target=location,
         layout=layout,
-        product=product,
+        products=products,
         memory=memory(layout),
-        parts=fingerprint_parts(source, patcher, run, product, grid),
+        parts=fingerprint_parts(source, patcher, run, products, grid),
         memory_limit=memory_limit,
         slots=slots,
         seconds_per_patch=found.seconds,
+        scale=scale,
         rejected=tuple(c.to_json() for c in rejected),
     )
+
+
+def _one_scale(outputs: Mapping[str, Output]) -> Fraction:
+    """The scale of all outputs; they share one grid."""
+    scales = {output.name: output.factor for output in outputs.values()}
+    if len(set(scales.values())) > 1:
+        told = ", ".join(f"{name}: {scale}" for name, scale in scales.items())
+        raise OptionError(f"outputs of one run share one grid, but have scales {told}; run twice")
+    return next(iter(scales.values()))
+
+
+def _check_names(products: tuple[Product, ...]) -> None:
+    names = [array.name for product in products for array in product.arrays]
+    twice = {name for name in names if names.count(name) > 1}
+    if twice:
+        raise OptionError(f"two outputs are named {min(twice)!r}; give each gp.Output(name=...)")
 
 
 def _layout(

@@ -8,26 +8,30 @@ can compute and write a super-tile.  :class:`PlanBase` has all of it that needs 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from dataclasses import field as attribute
+from fractions import Fraction
 from functools import cached_property
 from typing import Any, Self
 
+import numpy as np
+
 from geopatch_dask import fields
 from geopatch_dask.aggregation import Aggregation
+from geopatch_dask.aggregation.several import members_of
 from geopatch_dask.errors import GeopatchError, OptionError, RecordError
 from geopatch_dask.fields.base import Field
 from geopatch_dask.patch.boxes import Box
 from geopatch_dask.patch.config import object_name, to_json
-from geopatch_dask.patch.domain import Coordinate, GridDomain, RasterDomain
-from geopatch_dask.patch.grid import PatchGrid
+from geopatch_dask.patch.domain import Affine6, Coordinate, GridDomain, RasterDomain
+from geopatch_dask.patch.grid import UNIT, PatchGrid
 from geopatch_dask.patch.patcher import Patcher
 from geopatch_dask.planning.cost import Cost, cost_of
 from geopatch_dask.planning.identity import code_identity, digest
 from geopatch_dask.planning.memory import MemoryPlan
 from geopatch_dask.planning.operator import Operator
-from geopatch_dask.planning.probe import Product
+from geopatch_dask.planning.probe import OutputArray, Product
 from geopatch_dask.planning.supertile import Layout, SuperTile
 from geopatch_dask.store.location import Location
 
@@ -49,8 +53,8 @@ class PlanBase:
     target : Location
     layout : Layout
         Super-tiles, chunks and shards over the patch axes.
-    product : Product
-        The array that is written.
+    products : tuple of Product
+        The operator's results and the arrays that are written.
     memory : MemoryPlan
         Peak bytes of one worker slot.
     parts : dict
@@ -61,6 +65,8 @@ class PlanBase:
         Super-tiles computed at the same time.
     seconds_per_patch : float
         Measured at plan time.
+    scale : Fraction
+        Output cells per field cell.
     rejected : tuple of dict
         Layouts that were considered and lost, with the reason.
     """
@@ -70,12 +76,13 @@ class PlanBase:
     operator: Operator
     target: Location
     layout: Layout
-    product: Product
+    products: tuple[Product, ...]
     memory: MemoryPlan
     parts: Mapping[str, Any]
     memory_limit: int
     slots: int
     seconds_per_patch: float = 0.0
+    scale: Fraction = UNIT
     rejected: tuple[Mapping[str, Any], ...] = attribute(default=())
 
     def __getstate__(self) -> dict[str, Any]:
@@ -90,8 +97,14 @@ class PlanBase:
 
     @cached_property
     def grid(self) -> PatchGrid:
-        """The patches."""
-        return self.patcher.grid(self.field.domain)
+        """The patches, as far as they are common to all products."""
+        weighted = all(product.aggregation.weighted for product in self.products)
+        return self.patcher.grid(self.field.domain).variant(weighted, self.scale)
+
+    @property
+    def arrays(self) -> tuple[OutputArray, ...]:
+        """All arrays of the target, the main one first."""
+        return tuple(array for product in self.products for array in product.arrays)
 
     @cached_property
     def cost(self) -> Cost:
@@ -114,20 +127,8 @@ class PlanBase:
 
     @cached_property
     def output_domain(self) -> GridDomain:
-        """The grid of the target: leading axes of the result, then the patch axes."""
-        return output_domain(self.field.domain, self.product, self.grid)
-
-    @property
-    def chunks(self) -> tuple[int, ...]:
-        """Chunk shape of the stored array; leading axes one entry at a time."""
-        return (1,) * len(self.product.leading) + self.layout.chunks
-
-    @property
-    def shards(self) -> tuple[int, ...] | None:
-        """Shard shape of the stored array."""
-        if self.layout.shards is None:
-            return None
-        return (1,) * len(self.product.leading) + self.layout.shards
+        """The grid of the target: leading axes of the arrays, then the patch axes."""
+        return output_domain(self.field.domain, self.products, self.grid)
 
     # ---- JSON ------------------------------------------------------------------------------
 
@@ -137,7 +138,7 @@ class PlanBase:
         What cannot be written (an in-memory field, a lambda) is null there; give it again to
         :meth:`from_json`.
         """
-        product = asdict(self.product) | {"aggregation": None}
+        products = [asdict(product) | {"aggregation": None} for product in self.products]
         document = {
             "schema": SCHEMA,
             "fingerprint": self.fingerprint,
@@ -147,7 +148,8 @@ class PlanBase:
             "operator": _or_none(lambda: _operator_config(self.operator)),
             "target": self.target.to_json(),
             "layout": asdict(self.layout),
-            "product": to_json(product),
+            "products": to_json(products),
+            "scale": str(self.scale),
             "memory": asdict(self.memory),
             "memory_limit": self.memory_limit,
             "slots": self.slots,
@@ -188,24 +190,15 @@ class PlanBase:
                     f"the stored plan has no {name} (it was in memory only); pass {name}= again"
                 )
         patcher = patcher or Patcher.from_config(data["patcher"])
-        stored = dict(data["product"])
-        aggregation = patcher.aggregation
-        if not isinstance(aggregation, Aggregation):
-            raise OptionError(f"{aggregation!r} is not an aggregation")
+        members = members_of(patcher.aggregation)
         return cls(
             field=field or fields.field_from_config(data["field"]),
             patcher=patcher,
             operator=operator or Operator(**data["operator"]),
             target=Location.from_json(data["target"]),
             layout=Layout(**{k: _tuples(v) for k, v in data["layout"].items()}),
-            product=Product(
-                **{k: _tuples(v) for k, v in stored.items()}
-                | {
-                    "aggregation": aggregation,
-                    "fill": _number(stored["fill"]),
-                    "missing": _number(stored["missing"]),
-                }
-            ),
+            products=tuple(_product(stored, members) for stored in data["products"]),
+            scale=Fraction(data["scale"]),
             memory=MemoryPlan(**data["memory"]),
             parts=data["parts"],
             memory_limit=data["memory_limit"],
@@ -228,56 +221,119 @@ def read_plan(text: str | bytes) -> dict[str, Any]:
 
 
 def fingerprint_parts(
-    field: Field, patcher: Patcher, operator: Operator, product: Product, grid: PatchGrid
+    field: Field,
+    patcher: Patcher,
+    operator: Operator,
+    products: Sequence[Product],
+    grid: PatchGrid,
 ) -> dict[str, Any]:
     """What decides the values, part by part, as JSON."""
-    window = patcher.window if patcher.aggregation.weighted else None
+    window = patcher.window if any(p.aggregation.weighted for p in products) else None
+    aggregation = patcher.aggregation
     parts = {
         "field": field.identity(),
         "domain": {"dims": list(field.domain.dims), "shape": list(field.domain.shape)},
         "geometry": patcher.geometry.get_config(),
         "sampler": patcher.sampler.get_config(),
         "window": window and (_or_none(window.get_config) or code_identity(window)),
-        "aggregation": _or_none(patcher.aggregation.get_config)
-        or code_identity(patcher.aggregation),
+        "aggregation": _or_none(aggregation.get_config) or code_identity(aggregation),
         "operator": operator.identity(),
-        "output": to_json(
-            {
-                "name": product.name,
-                "dtype": product.dtype,
-                "result_dtype": product.result_dtype,
-                "fill": product.fill,
-                "missing": product.missing,
-                "dims": product.dims,
-                "leading": product.leading,
-            }
-        ),
+        "output": {
+            "scale": str(grid.scale),
+            **{array.name: _array_parts(p, array) for p in products for array in p.arrays},
+        },
     }
     if window is not None and not window.separable:
-        parts["weights"] = code_identity(window.weights(grid.size))
-    return json.loads(json.dumps(parts))  # type: ignore[no-any-return]  # tuples become lists
+        parts["weights"] = code_identity(window.weights(grid.out_size))
+    return json.loads(json.dumps(to_json(parts)))  # type: ignore[no-any-return]  # a mapping still
 
 
-def output_domain(domain: GridDomain, product: Product, grid: PatchGrid) -> GridDomain:
-    """The grid that a product lives on: its leading axes, then the patch axes of the field."""
-    lead = product.dims[: len(product.leading)]
-    shape = product.leading + grid.shape
+def _array_parts(product: Product, array: OutputArray) -> dict[str, Any]:
+    return {
+        "dtype": array.dtype,
+        "result_dtype": product.result_dtype,
+        "fill": array.fill,
+        "missing": product.missing,
+        "dims": array.dims,
+        "leading": array.leading,
+    }
+
+
+def _product(stored: Mapping[str, Any], members: Mapping[str, Aggregation]) -> Product:
+    """A product from its JSON; aggregations are not in it, they are the patcher's."""
+    arrays = tuple(
+        OutputArray(**{k: _tuples(v) for k, v in a.items()} | {"fill": _number(a["fill"])})
+        for a in stored["arrays"]
+    )
+    return Product(
+        key=stored["key"],
+        aggregation=members[stored["key"]],
+        leading=_tuples(stored["leading"]),
+        result_dtype=stored["result_dtype"],
+        missing=_number(stored["missing"]),
+        arrays=arrays,
+    )
+
+
+def output_domain(domain: GridDomain, products: Sequence[Product], grid: PatchGrid) -> GridDomain:
+    """The grid of the target: all leading axes of its arrays, then the patch axes.
+
+    Raises
+    ------
+    OptionError
+        When two arrays use one axis name for different lengths.
+    """
+    lengths: dict[str, int] = {}
     coords: dict[str, Coordinate] = {}
-    for dim, n in zip(product.dims, shape, strict=True):
+    for product in products:
+        for dim, values in product.aggregation.labels().items():
+            coords[dim] = Coordinate(np.asarray(values))
+        for array in product.arrays:
+            for dim, n in zip(array.dims, array.leading, strict=False):
+                if lengths.setdefault(dim, n) != n:
+                    raise OptionError(
+                        f"axis {dim!r} has {lengths[dim]} entries in one output and {n} in "
+                        f"{array.name!r}: name them apart, gp.Output(dims=...)"
+                    )
+    for dim, n in lengths.items():
         known = domain.coords.get(dim)
-        if (
-            known is not None
-            and len(known.values) == n
-            and (dim in grid.dims or dim in grid.riding)
-        ):
+        if known is not None and len(known.values) == n and dim in grid.riding:
             coords[dim] = known
-    if isinstance(domain, RasterDomain) and product.dims[-2:] == domain.dims[-2:]:
-        return RasterDomain(product.dims, shape, coords, domain.crs, domain.transform)
-    for dim in product.dims[len(lead) :]:
-        labels = domain.labels(dim, 0, domain.size(dim))
-        if dim not in coords and labels is not None:
-            coords[dim] = Coordinate(labels)
-    return GridDomain(product.dims, shape, coords, domain.crs)
+    dims, shape = (*lengths, *grid.dims), (*lengths.values(), *grid.shape)
+    raster = isinstance(domain, RasterDomain) and dims[-2:] == domain.dims[-2:]
+    for dim in grid.dims:
+        labels = _scaled_labels(domain, dim, grid)
+        if labels is not None and not (raster and dim not in domain.coords):
+            coords[dim] = labels
+    if isinstance(domain, RasterDomain) and raster:
+        transform = domain.transform and _scaled_transform(domain.transform, grid)
+        return RasterDomain(dims, shape, coords, domain.crs, transform)
+    return GridDomain(dims, shape, coords, domain.crs)
+
+
+def _scaled_labels(domain: GridDomain, dim: str, grid: PatchGrid) -> Coordinate | None:
+    """Labels of a patch axis at the scale of the output: centres of its cells."""
+    known = domain.coords.get(dim)
+    n = domain.size(dim)
+    labels = domain.labels(dim, 0, n)
+    if labels is None:
+        return None
+    attrs = known.attrs if known is not None else {}
+    if grid.scale == 1:
+        return known if known is not None else Coordinate(labels)
+    if labels.dtype.kind not in "iuf" or n < 2:
+        return None  # names and dates have no halves
+    centres = (np.arange(grid.shape[grid.dims.index(dim)]) + 0.5) / float(grid.scale) - 0.5
+    wide = domain.labels(dim, -1, n + 1)
+    values = labels if wide is None else wide
+    return Coordinate(np.interp(centres, np.arange(-1, n + 1), values.astype(np.float64)), attrs)
+
+
+def _scaled_transform(transform: Affine6, grid: PatchGrid) -> Affine6:
+    a, b, c, d, e, f = transform
+    s = float(grid.scale)
+    y, x = (s if dim in grid.dims else 1.0 for dim in grid.domain.dims[-2:])
+    return (a / x, b / y, c, d / x, e / y, f)
 
 
 def _operator_config(operator: Operator) -> dict[str, Any]:

@@ -79,13 +79,13 @@ def axis_cost(grid: PatchGrid, axis: int, tile: int) -> AxisCost:
     """
     if not isinstance(grid.anchors, LatticeAnchors):
         raise TypeError("exact costs per axis exist only for a lattice of anchors")
-    anchors = grid.anchors.axes[axis]
-    n, p = grid.shape[axis], grid.size[axis]
+    anchors, positions = grid.anchors.axes[axis], grid.positions(axis)
+    n, p = grid.field_shape[axis], grid.size[axis]
     lo, hi = grid.support[axis]
-    starts = np.arange(0, n, tile)
-    stops = np.minimum(starts + tile, n)
-    first = np.searchsorted(anchors, starts - hi + 1)
-    last = np.searchsorted(anchors, stops - lo)
+    starts = np.arange(0, grid.shape[axis], tile)
+    stops = np.minimum(starts + tile, grid.shape[axis])
+    first = np.searchsorted(positions, starts - hi + 1)
+    last = np.searchsorted(positions, stops - lo)
     touched = np.maximum(last - first, 0)
     some = touched > 0
     begin = anchors[np.minimum(first[some], len(anchors) - 1)] if some.any() else np.zeros(0, int)
@@ -131,7 +131,7 @@ def _sampled(grid: PatchGrid, layout: Layout) -> Cost:
             continue
         corners = grid.anchors.at(ordinals)
         begin = np.maximum(corners.min(axis=0), 0)
-        end = np.minimum(corners.max(axis=0) + grid.size, grid.shape)
+        end = np.minimum(corners.max(axis=0) + grid.size, grid.field_shape)
         read = _lengths(end - begin)
         cells += math.prod(read)
         widest = [max(a, b) for a, b in zip(widest, read, strict=True)]

@@ -66,8 +66,11 @@ def explain(plan: PlanBase) -> Explanation:
         ("operator", f"{plan.operator.name}  {plan.seconds_per_patch * 1e3:.2f} ms per patch here"),
         (
             "target",
-            f"{plan.target.display}  {_axes(plan.product.dims, plan.output_domain.shape)} "
-            f"{plan.product.dtype}, fill {plan.product.fill}",
+            f"{plan.target.display}  "
+            + "; ".join(
+                f"{a.name}: {_axes(a.dims, a.leading + plan.grid.shape)} {a.dtype}, fill {a.fill}"
+                for a in plan.arrays
+            ),
         ),
         (
             "super-tiles",
@@ -115,18 +118,19 @@ def explain(plan: PlanBase) -> Explanation:
 
 def _numbers(plan: PlanBase) -> dict[str, Any]:
     cost, layout = plan.cost, plan.layout
-    cells = math.prod(plan.grid.shape)
+    cells, field_cells = math.prod(plan.grid.shape), math.prod(plan.grid.field_shape)
     lead_in = math.prod(plan.field.domain.size(dim) for dim in plan.grid.riding)
-    lead_out = math.prod(plan.product.leading)
+    entries = {a.name: math.prod(a.leading) for a in plan.arrays}
     return {
         "patches": cost.patches,
         "patches_run": cost.patches_run,
         "R": cost.amplification,
         "supertiles": layout.count,
         "bytes_read": cost.cells_read * lead_in * plan.field.dtype.itemsize,
-        "read_amplification": cost.cells_read / cells if cells else 1.0,
-        "bytes_written": cells * lead_out * np.dtype(plan.product.dtype).itemsize,
-        "objects": layout.objects() * lead_out,
+        "read_amplification": cost.cells_read / field_cells if field_cells else 1.0,
+        "bytes_written": cells
+        * sum(entries[a.name] * np.dtype(a.dtype).itemsize for a in plan.arrays),
+        "objects": layout.objects() * sum(entries.values()),
         "memory": plan.memory.to_json(),
         "memory_limit": plan.memory_limit,
         "slots": plan.slots,

@@ -68,16 +68,16 @@ class Shapes:
         Height of the accumulators, and product of the super-tile's other axes.
     flush : int
         Rows written at once.
-    patch : int
-        Cells of a patch.
+    patch, patch_out : int
+        Cells of a patch, and of its result.
     batch : int
         Patches held at once.
-    lead_in, lead_out : int
-        Entries of the axes before the patch axes.
-    bytes_in, bytes_out, bytes_result : int
-        Per cell: of the field, of the output, of the operator's result.
-    bytes_state : int
-        Accumulators per cell and leading entry, counts included.
+    cell_in, result : int, bytes
+        Per cell: of the field with its riding axes, of all that the operator returns.
+    entries : int
+        Numbers per cell that the operator returns.
+    state, flushed : int, bytes
+        Per cell: accumulators and counts; what is held while rows are divided, rounded, encoded.
     may_miss : bool
         Whether cells may be missing.
     cache, operator : int, bytes
@@ -90,13 +90,13 @@ class Shapes:
     width: int
     flush: int
     patch: int
+    patch_out: int
     batch: int
-    lead_in: int
-    lead_out: int
-    bytes_in: int
-    bytes_out: int
-    bytes_result: int
-    bytes_state: int
+    cell_in: int
+    result: int
+    entries: int
+    state: int
+    flushed: int
     may_miss: bool
     cache: int
     operator: int
@@ -128,17 +128,15 @@ class MemoryPlan:
 def memory_of(shapes: Shapes, model: MemoryModel) -> MemoryPlan:
     """Evaluate the formula of this module."""
     s = shapes
-    cell_in = s.bytes_in * s.lead_in
     reading = model.reading if s.may_miss else 1.0
-    result = s.bytes_result + 8 * model.temporaries
-    flushed = 8 * model.rounding + s.bytes_out * model.encoding
+    result = s.result + 8 * model.temporaries * s.entries
     return MemoryPlan(
         reserved=model.reserved,
         cache=s.cache,
-        input=cell_in * s.width_in * s.rows_in,
-        band=math.ceil(cell_in * s.width_in * s.band * reading),
-        state=s.bytes_state * s.lead_out * s.width * s.rows_state,
-        batch=math.ceil(s.batch * s.patch * (cell_in + s.lead_out * result)),
+        input=s.cell_in * s.width_in * s.rows_in,
+        band=math.ceil(s.cell_in * s.width_in * s.band * reading),
+        state=s.state * s.width * s.rows_state,
+        batch=math.ceil(s.batch * (s.patch * s.cell_in + s.patch_out * result)),
         operator=s.operator,
-        flush=math.ceil(s.width * s.flush * s.lead_out * flushed),
+        flush=s.width * s.flush * s.flushed,
     )

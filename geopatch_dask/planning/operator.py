@@ -14,16 +14,19 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from fractions import Fraction
+from functools import cached_property, partial
 from typing import Any, Literal
 
 import cloudpickle
 import numpy as np
 import numpy.typing as npt
 
+from geopatch_dask.aggregation.several import map_arrays
 from geopatch_dask.errors import OperatorError, OptionError
 from geopatch_dask.patch.config import load_object
 from geopatch_dask.patch.geometry import cells_of
+from geopatch_dask.patch.grid import UNIT
 from geopatch_dask.patch.patch import Patch
 from geopatch_dask.planning.identity import code_identity
 
@@ -169,60 +172,81 @@ class Operator:
                 _built[key] = made
             return _built[key]
 
-    def run(self, patches: Sequence[Patch]) -> list[Array]:
+    def run(self, patches: Sequence[Patch], scale: Fraction = UNIT) -> list[Any]:
         """Apply to some patches of one shape: at most ``batch`` of them.
+
+        Parameters
+        ----------
+        patches : sequence of Patch
+        scale : Fraction
+            Cells of the result per cell of the patch, along every patch axis.
 
         Returns
         -------
-        list of ndarray, one per patch, shape (*leading, *patch)
+        list, one entry per patch
+            What the operator returned for it: an array of shape (*leading, *patch), or a tuple or
+            dict of such arrays.
 
         Raises
         ------
         OperatorError
-            When the result has not the patch axes of the input.
+            When a result has not the patch axes of the input.
         """
         call = self.load()
         options = {} if self.factory else dict(self.options)
         if self.takes == "patch":
             results = [_bare(call(patch, **options)) for patch in patches]
         elif self.batch is None:
-            results = [np.asarray(call(self._input(p.data), **options)) for p in patches]
+            results = [call(self._input(p.data), **options) for p in patches]
         else:
             results = self._run_batch(call, options, patches)
         return [
-            self._checked(result, patch) for result, patch in zip(results, patches, strict=True)
+            map_arrays(partial(self._checked, patch=patch, scale=scale), result)
+            for result, patch in zip(results, patches, strict=True)
         ]
 
     def _run_batch(
         self, call: Callable[..., Any], options: dict[str, Any], patches: Sequence[Patch]
-    ) -> list[Array]:
+    ) -> list[Any]:
         size = self.batch or 1
         padded = [p.data for p in patches] + [patches[-1].data] * (size - len(patches))
-        result = np.asarray(call(self._input(np.stack(padded)), **options))
-        if result.ndim < 1 or result.shape[0] != size:
+        result = call(self._input(np.stack(padded)), **options)
+
+        return [map_arrays(partial(self._slot, slot=slot), result) for slot in range(len(patches))]
+
+    def _slot(self, array: Array, slot: int) -> Array:
+        if array.ndim < 1 or array.shape[0] != self.batch:
             raise OperatorError(
-                f"operator {self.name} got a batch of {size} and returned shape {result.shape}; "
-                "the batch axis must stay first"
+                f"operator {self.name} got a batch of {self.batch} and returned shape "
+                f"{array.shape}; the batch axis must stay first"
             )
-        return list(result[: len(patches)])
+        return np.asarray(array[slot])
 
     def _input(self, data: Array) -> Array:
         if self.missing == "mask" and data.dtype.kind == "f":
             data = np.where(np.isnan(data), np.asarray(self.fill, data.dtype), data)
         return np.ascontiguousarray(data)
 
-    def _checked(self, result: Array, patch: Patch) -> Array:
+    def _checked(self, result: Array, patch: Patch, scale: Fraction) -> Array:
         ndim = patch.indices.ndim
-        if result.ndim < ndim or result.shape[result.ndim - ndim :] != patch.indices.shape:
+        expected = tuple(int(n * scale) for n in patch.indices.shape)
+        if result.ndim < ndim or result.shape[result.ndim - ndim :] != expected:
+            why = f" at scale {scale}" if scale != 1 else ""
             raise OperatorError(
                 f"operator {self.name} got a patch of shape {patch.data.shape} and returned "
-                f"{result.shape}; its last {ndim} axes must stay {patch.indices.shape}"
+                f"{result.shape}; its last {ndim} axes must be {expected}{why}"
+                + ("" if scale != 1 else " (gp.Output(scale=...) if it refines or coarsens)")
             )
         if result.dtype.kind not in "iufb":
             raise OperatorError(
                 f"operator {self.name} returned dtype {result.dtype}; return real numbers"
             )
         if self.missing == "mask" and patch.data.dtype.kind == "f":
+            if scale != 1:
+                raise OperatorError(
+                    "missing='mask' needs results on the grid of the field; at another scale let "
+                    "the operator return NaN where it has no answer"
+                )
             gone = np.isnan(patch.data).reshape(-1, *patch.indices.shape).any(axis=0)
             if gone.any():
                 result = result.astype(np.result_type(result.dtype, np.float32))
@@ -230,5 +254,5 @@ class Operator:
         return result
 
 
-def _bare(result: Any) -> Array:
-    return np.asarray(result.data if isinstance(result, Patch) else result)
+def _bare(result: Any) -> Any:
+    return result.data if isinstance(result, Patch) else result

@@ -8,54 +8,82 @@ from __future__ import annotations
 
 import time
 import tracemalloc
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 from geopatch_dask.aggregation import Aggregation, Output
-from geopatch_dask.aggregation.output import checked_dtype, fill_for
+from geopatch_dask.aggregation.several import (
+    array_name,
+    entries,
+    members_of,
+    part_dtypes,
+    part_fills,
+)
 from geopatch_dask.errors import GeopatchError, OperatorError, OptionError
 from geopatch_dask.fields.base import Field
 from geopatch_dask.patch.domain import GridDomain
-from geopatch_dask.patch.grid import PatchGrid
+from geopatch_dask.patch.grid import UNIT, PatchGrid
 from geopatch_dask.patch.patch import Patch
 from geopatch_dask.patch.patcher import Patcher
 from geopatch_dask.planning.operator import Operator
 
-__all__ = ["Probe", "Product", "probe", "product_of"]
+__all__ = ["OutputArray", "Probe", "Product", "probe", "product_of"]
 
 
 @dataclass(frozen=True)
-class Product:
-    """One array of the target, and how it comes about.
+class OutputArray:
+    """One array of the target.
 
     Parameters
     ----------
     name : str
-    aggregation : Aggregation
+    part : str
+        Which part of the aggregation it holds; ``""`` is the main one.
     dims : tuple of str
         Leading axes, then patch axes.
     leading : tuple of int
         Lengths of the leading axes.
-    result_dtype, dtype : str
-        Of the operator's result, and of the stored array.
+    dtype : str
     fill : float or int
-    missing : float, int or None
-        The operator's own word for "no answer".
     attrs : dict
     """
 
     name: str
-    aggregation: Aggregation
+    part: str
     dims: tuple[str, ...]
     leading: tuple[int, ...]
-    result_dtype: str
     dtype: str
     fill: float | int
-    missing: float | int | None
     attrs: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Product:
+    """One result of the operator, how it is aggregated, and the arrays that come out.
+
+    Parameters
+    ----------
+    key : str
+        In the dict that the operator returns; ``""`` where it returns one array.
+    aggregation : Aggregation
+    leading : tuple of int
+        Shape of the operator's result before its patch axes.
+    result_dtype : str
+        Of the operator's result.
+    missing : float, int or None
+        The operator's own word for "no answer".
+    arrays : tuple of OutputArray
+    """
+
+    key: str
+    aggregation: Aggregation
+    leading: tuple[int, ...]
+    result_dtype: str
+    missing: float | int | None
+    arrays: tuple[OutputArray, ...]
 
 
 @dataclass(frozen=True)
@@ -64,21 +92,19 @@ class Probe:
 
     Parameters
     ----------
-    leading : tuple of int
-    dtype : str
+    entries : dict of key to ``(leading axes, dtype)``
     seconds : float
         Per patch, from the fastest call.
     workspace : int, bytes
         Peak of what numpy allocated during one call, inputs and result included.
     """
 
-    leading: tuple[int, ...]
-    dtype: str
+    entries: dict[str, tuple[tuple[int, ...], str]]
     seconds: float
     workspace: int
 
 
-def probe(field: Field, patcher: Patcher, operator: Operator) -> Probe:
+def probe(field: Field, patcher: Patcher, operator: Operator, scale: Fraction = UNIT) -> Probe:
     """Try the operator on the first, the middle and the last patch.
 
     Raises
@@ -87,30 +113,29 @@ def probe(field: Field, patcher: Patcher, operator: Operator) -> Probe:
         When it fails, returns another shape or dtype than before, or breaks its contract.
     """
     grid = patcher.grid(field.domain)
+    members = members_of(patcher.aggregation)
     n = len(grid.anchors)
     if n == 0:
         lead = tuple(field.domain.size(dim) for dim in grid.riding)
-        return Probe(lead, str(field.dtype), 0.0, 0)
-    found: tuple[tuple[int, ...], str] | None = None
+        return Probe(dict.fromkeys(members, (lead, str(field.dtype))), 0.0, 0)
+    found: dict[str, tuple[tuple[int, ...], str]] = {}
     seconds, workspace = float("inf"), 0
     for ordinal in sorted({0, n // 2, n - 1}):
         patch = patcher.patch_at(field, ordinal)
-        result, took, peak = _try(operator, patch)
-        shape = (result.shape[: result.ndim - patch.indices.ndim], str(result.dtype))
-        if found is not None and shape != found:
-            raise OperatorError(
-                f"operator {operator.name} returned leading axes {shape[0]} and dtype {shape[1]} "
-                f"for patch {ordinal}, {found[0]} and {found[1]} before; let it return one shape "
-                "and dtype always (array.astype(...))"
-            )
-        found = shape
+        result, took, peak = _try(operator, patch, scale)
+        for key, values in entries(result, members).items():
+            kind = (values.shape[: values.ndim - patch.indices.ndim], str(values.dtype))
+            if found.setdefault(key, kind) != kind:
+                raise OperatorError(
+                    f"operator {operator.name} returned leading axes {kind[0]} and dtype {kind[1]} "
+                    f"for patch {ordinal}, {found[key][0]} and {found[key][1]} before; let it "
+                    "return one shape and dtype always (array.astype(...))"
+                )
         seconds, workspace = min(seconds, took), max(workspace, peak)
-    if found is None:
-        raise OperatorError("no patch to try the operator on")
-    return Probe(found[0], found[1], seconds, max(workspace, operator.memory))
+    return Probe(found, seconds, max(workspace, operator.memory))
 
 
-def _try(operator: Operator, patch: Patch) -> tuple[Any, float, int]:
+def _try(operator: Operator, patch: Patch, scale: Fraction) -> tuple[Any, float, int]:
     operator.load()
     batch = [patch] * (operator.batch or 1)
     tracing = tracemalloc.is_tracing()
@@ -120,7 +145,7 @@ def _try(operator: Operator, patch: Patch) -> tuple[Any, float, int]:
     before = tracemalloc.get_traced_memory()[0]
     began = time.perf_counter()
     try:
-        result = operator.run(batch)[0]
+        result = operator.run(batch, scale)[0]
         peak = tracemalloc.get_traced_memory()[1] - before
     except GeopatchError:
         raise
@@ -136,7 +161,7 @@ def _try(operator: Operator, patch: Patch) -> tuple[Any, float, int]:
 
 
 def product_of(
-    found: Probe, wanted: Output, aggregation: Aggregation, field: Field, grid: PatchGrid
+    key: str, found: Probe, wanted: Output, aggregation: Aggregation, field: Field, grid: PatchGrid
 ) -> Product:
     """Complete an :class:`Output` with what the probe found.
 
@@ -145,38 +170,63 @@ def product_of(
     OptionError
         When names and lengths of the leading axes disagree.
     """
-    result = np.dtype(found.dtype)
-    dtype = checked_dtype(wanted.dtype or aggregation.result_dtype(result))
-    fill = wanted.fill_value
-    if fill is None and dtype.kind in "iu" and dtype == field.dtype and field.nodata is not None:
-        fill = field.nodata
-    leading = _leading_dims(found.leading, wanted, field.domain, grid)
+    leading, name = found.entries[key]
+    result = np.dtype(name)
+    parts = aggregation.parts(leading, result)
+    dtypes = part_dtypes(parts, wanted)
+    main = next(iter(dtypes.values()))
+    if wanted.fill_value is None and main.kind in "iu" and main == field.dtype:
+        wanted = replace(wanted, fill_value=field.nodata)
+    fills = part_fills(dtypes, wanted)
+    dims = aggregation.part_dims(_leading_dims(leading, wanted, aggregation, field.domain, grid))
     return Product(
-        name=wanted.name,
+        key=key,
         aggregation=aggregation,
-        dims=leading + grid.dims,
-        leading=found.leading,
+        leading=leading,
         result_dtype=str(result),
-        dtype=str(dtype),
-        fill=fill_for(dtype, fill),
         missing=wanted.missing,
-        attrs=dict(wanted.attrs),
+        arrays=tuple(
+            OutputArray(
+                name=array_name(wanted, part),
+                part=part,
+                dims=dims + grid.dims,
+                leading=parts[part].leading,
+                dtype=str(dtypes[part]),
+                fill=fills[part],
+                attrs=dict(wanted.attrs),
+            )
+            for part in parts
+        ),
     )
 
 
 def _leading_dims(
-    lengths: Sequence[int], wanted: Output, domain: GridDomain, grid: PatchGrid
+    lengths: tuple[int, ...],
+    wanted: Output,
+    aggregation: Aggregation,
+    domain: GridDomain,
+    grid: PatchGrid,
 ) -> tuple[str, ...]:
+    """Names of the leading axes of the operator's result."""
     if wanted.dims is not None:
-        if len(wanted.dims) != len(lengths):
+        # One estimate may consist of several stacked arrays; users do not name that axis.
+        named = (("input",) if aggregation.inputs else ()) + wanted.dims
+        if len(named) != len(lengths):
             raise OptionError(
                 f"output dims {wanted.dims} name {len(wanted.dims)} leading axes, the operator "
-                f"returns {len(lengths)} ({tuple(lengths)})"
+                f"returns {len(lengths)} ({lengths})"
             )
         if set(wanted.dims) & set(grid.dims):
             raise OptionError(f"output dims {wanted.dims} repeat a patch axis of {grid.dims}")
-        return wanted.dims
-    if tuple(domain.size(dim) for dim in grid.riding) == tuple(lengths):
+        return named
+    riding = tuple(domain.size(dim) for dim in grid.riding)
+    if aggregation.inputs:
+        return ("input", *_named(lengths[1:], riding, grid))
+    return _named(lengths, riding, grid)
+
+
+def _named(lengths: tuple[int, ...], riding: tuple[int, ...], grid: PatchGrid) -> tuple[str, ...]:
+    if riding == lengths:
         return grid.riding
     if len(lengths) == 1:
         return ("band",) if "band" not in grid.dims else ("channel",)

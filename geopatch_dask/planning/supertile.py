@@ -138,6 +138,13 @@ class Layout:
             covered[self._units(box, inner=True)] = True
         return [t.ordinal for t in self if not covered[self._units(t.box, inner=False)].all()]
 
+    def overlapping(self, ordinals: Sequence[int], boxes: Sequence[Box]) -> list[int]:
+        """Positions of the boxes that share cells with some of these super-tiles."""
+        taken = np.zeros([-(-n // u) for n, u in zip(self.shape, self.unit, strict=True)], bool)
+        for ordinal in ordinals:
+            taken[self._units(self.supertile(ordinal).box, inner=False)] = True
+        return [i for i, box in enumerate(boxes) if taken[self._units(box, inner=False)].any()]
+
     def _units(self, box: Box, inner: bool) -> tuple[slice, ...]:
         found = []
         for a, b, u, n in zip(box.start, box.stop, self.unit, self.shape, strict=True):

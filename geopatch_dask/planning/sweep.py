@@ -83,14 +83,14 @@ def sweep_of(
     batch : int
         Patches per operator call.
     """
-    size = grid.size[0]
+    size, num, den = grid.size[0], *grid.scale.as_integer_ratio()
     flush = min(unit, height)
     if not isinstance(grid.anchors, LatticeAnchors):
         return Sweep(False, height, rows_read, rows_read, flush)
     steps = np.diff(grid.anchors.axes[0])
     step = int(steps.max(initial=0))
     lo, hi = grid.support[0]
-    lag = math.ceil((batch - 1) / max(per_row, 1)) * step
+    lag = math.ceil((batch - 1) / max(per_row, 1)) * step * num // den
     band = _band(block, size)
     mirrored = step if grid.geometry.boundary == "reflect" else 0
     return Sweep(

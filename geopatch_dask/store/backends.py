@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import json
 import os
 import shutil
+import threading
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -172,7 +172,9 @@ class FsspecBackend:
         fs.invalidate_cache(_join(root, name))
         try:
             return bool(fs.info(_join(root, name))["type"] == "file")
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if _no_bucket(error):
+                raise
             return False
 
     def children(self, prefix: str) -> list[str]:
@@ -206,11 +208,11 @@ class FsspecBackend:
 
     def zarr_store(self, read_only: bool) -> Store:
         root = self._client()[1]
-        fs = _async_filesystem(os.getpid(), _authority(self.url), self.options)
+        fs = _filesystem(_authority(self.url), self.options, asynchronous=True)
         return FsspecStore(fs, read_only=read_only, path=root)
 
     def _client(self) -> tuple[Any, str]:
-        fs = _filesystem(os.getpid(), _authority(self.url), self.options)
+        fs = _filesystem(_authority(self.url), self.options, asynchronous=False)
         return fs, str(fs._strip_protocol(self.url))
 
 
@@ -262,8 +264,10 @@ def forget_clients() -> None:
 
     For a retry after the network or the credentials changed.
     """
-    _filesystem.cache_clear()
-    _async_filesystem.cache_clear()
+    with _lock:
+        for fs in _clients.values():
+            type(fs).clear_instance_cache()
+        _clients.clear()
 
 
 def in_memory(store: Store) -> bool:
@@ -286,20 +290,22 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-# One client per process and service, however many locations there are on it.  The process id is
-# part of the key: a client must not be used on the other side of a fork.
-@functools.lru_cache(maxsize=64)
-def _filesystem(pid: int, authority: str, options: str) -> Any:
-    del pid
-    resolved = secrets.resolved(json.loads(options))
-    return fsspec.core.url_to_fs(authority, **resolved, skip_instance_cache=True)[0]
+# One client per process and service, however many locations there are on it.
+_clients: dict[tuple[int, str, str, bool], Any] = {}
+_lock = threading.Lock()
 
 
-@functools.lru_cache(maxsize=64)
-def _async_filesystem(pid: int, authority: str, options: str) -> Any:
-    del pid
-    resolved = secrets.resolved(json.loads(options)) | {"skip_instance_cache": True}
-    return FsspecStore.from_url(authority, storage_options=resolved).fs
+def _filesystem(authority: str, options: str, *, asynchronous: bool) -> Any:
+    # The process id is part of the key: a client must not be used on the other side of a fork.
+    key = (os.getpid(), authority, options, asynchronous)
+    with _lock:
+        if key not in _clients:
+            resolved = secrets.resolved(json.loads(options))
+            if asynchronous:
+                _clients[key] = FsspecStore.from_url(authority, storage_options=resolved).fs
+            else:
+                _clients[key] = fsspec.core.url_to_fs(authority, **resolved)[0]
+        return _clients[key]
 
 
 def _authority(url: str) -> str:

@@ -116,7 +116,7 @@ class Record:
 
     def to_bytes(self) -> bytes:
         """One JSON object, UTF-8, no trailing newline: no prefix of it is a record."""
-        data = {f.name: getattr(self, f.name) for f in fields(self)}
+        data = {f.name: getattr(self, f.name) for f in fields(self)}  # in the order of the class
         data["box"] = self.box.to_json()
         for name in ("seconds", "versions", "error"):
             data[name] = None if data[name] is None else dict(data[name])
@@ -143,16 +143,18 @@ class Record:
             raise RecordError(
                 f"{name}: record version {raw.get('schema')!r}, this package reads {SCHEMA}"
             )
-        expected = {f.name for f in fields(cls)}
-        wrong = sorted(expected.symmetric_difference(raw))
+        wrong = sorted(_FIELDS.symmetric_difference(raw))
         if wrong:
-            what = "missing" if wrong[0] in expected else "unknown"
+            what = "missing" if wrong[0] in _FIELDS else "unknown"
             raise RecordError(f"{name}: {what} field {wrong[0]!r}")
         try:
             raw["box"] = _box(raw["box"])
             return cls(**raw)
         except RecordError as error:
             raise RecordError(f"{name}: {error}") from None
+
+
+_FIELDS = frozenset(f.name for f in fields(Record))
 
 
 def parse_object(data: bytes, name: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from geopatch_dask.errors import RecordError
@@ -65,7 +66,7 @@ class Ledger:
         if not re.fullmatch(r"[A-Za-z0-9]{8,}", self.fingerprint):
             raise RecordError(f"{self.fingerprint!r} is no fingerprint: 8 or more hex digits")
 
-    @property
+    @cached_property
     def folder(self) -> Location:
         """Where the records are."""
         return self.location.sibling(STATE).child(self.fingerprint[:_SHORT])
@@ -281,5 +282,8 @@ def _each(
     tiles = list(tiles)
     if len(tiles) <= _FEW:
         return [read(tile) for tile in tiles]
+    size = min(_FEW, -(-len(tiles) // _READERS))
+    batches = [tiles[start : start + size] for start in range(0, len(tiles), size)]
     with ThreadPoolExecutor(_READERS) as pool:
-        return list(pool.map(read, tiles))
+        parts = pool.map(lambda batch: [read(tile) for tile in batch], batches)
+        return [found for part in parts for found in part]

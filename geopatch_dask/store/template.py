@@ -213,24 +213,7 @@ def create(
     """
     place = Location.of(location)
     documents = _documents(arrays, domain, dict(attrs or {}))
-    root = read_root(place)
-    if root is None and _is_vacant(place, overwrite):
-        place.sibling(STATE).clear()
-        made = True
-    else:
-        root = root or read_root(place) or {}
-        theirs = root.get("attributes", {})
-        ours = json.loads(documents[ROOT])["attributes"]
-        same = theirs.get(f"{_OWN}template") == ours[f"{_OWN}template"]
-        made = overwrite or bool(theirs.get(DELETING)) or not same
-        if made and not overwrite and not theirs.get(DELETING):
-            raise TargetError(
-                f"{place.display} exists and is another result "
-                f"({_difference(place, root, documents)}): pass overwrite=True to replace it, or "
-                "choose another target"
-            )
-        if made:
-            _erase(place)
+    made = _make_room(place, documents, overwrite)
     if made:
         _add_parents(place)
         place.write(ROOT, documents[ROOT])
@@ -238,6 +221,26 @@ def create(
         if name != ROOT and (made or not place.exists(name)):
             place.write(name, data)
     return made
+
+
+def _make_room(place: Location, documents: Mapping[str, bytes], overwrite: bool) -> bool:
+    """Whether a new target is to be made; what must go first is gone then."""
+    root = read_root(place)
+    if root is None and _is_vacant(place, overwrite):
+        place.sibling(STATE).clear()
+        return True
+    theirs = (root or read_root(place) or {}).get("attributes", {})
+    if theirs.get(DELETING) or overwrite:
+        _erase(place)
+        return True
+    ours = json.loads(documents[ROOT])["attributes"]
+    if theirs.get(f"{_OWN}template") != ours[f"{_OWN}template"]:
+        raise TargetError(
+            f"{place.display} exists and is another result "
+            f"({_difference(place, theirs, documents)}): pass overwrite=True to replace it, or "
+            "choose another target"
+        )
+    return False
 
 
 def _documents(
@@ -391,10 +394,11 @@ def _erase(place: Location) -> None:
     place.clear(keep=ROOT)
 
 
-def _difference(place: Location, root: dict[str, Any], documents: Mapping[str, bytes]) -> str:
+def _difference(
+    place: Location, attributes: Mapping[str, Any], documents: Mapping[str, bytes]
+) -> str:
     """Why the existing target is not the wanted one, in a few words."""
     found = []
-    attributes = root.get("attributes", {})
     if f"{_OWN}template" not in attributes:
         return "not written by geopatch_dask"
     for name, data in documents.items():

@@ -1,0 +1,106 @@
+"""Combining Gaussian estimates: the product of independent posteriors.
+
+::
+
+    1 / var = sum(w / var_i)          mu = var * sum(w mu_i / var_i)
+
+Two estimates of variance 4 and 1 give weights 1 : 4 and a variance of 0.8.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from geopatch_dask.aggregation.base import (
+    Aggregation,
+    Contribution,
+    Part,
+    State,
+    averaged,
+    valid_cells,
+)
+from geopatch_dask.errors import OperatorError
+
+__all__ = ["InvVarWeightedMean"]
+
+Array = npt.NDArray[Any]
+Leading = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class InvVarWeightedMean(Aggregation):
+    """Inverse-variance weighted mean of estimates ``(mu, var)``.
+
+    Notes
+    -----
+    The operator returns a tuple ``(mu, var)`` or a dict with these keys, both of shape
+    (*leading, *patch).  The window multiplies the precision.  A NaN, or a variance that is not a
+    positive finite number, is missing data: left out, and counted.  Arrays: ``mu`` and ``var``.
+    """
+
+    weighted: ClassVar[bool] = True
+    inputs: ClassVar[tuple[str, ...]] = ("mu", "var")
+
+    def accumulators(self, dtype: np.dtype[Any]) -> dict[str, tuple[Any, ...]]:
+        """Two sums per cell, in place of the two inputs: of w mu / var, and of w / var."""
+        return {"sums": (np.float64, 0.0)}
+
+    def counted(self, leading: Leading) -> Leading:
+        """One estimate is one contribution."""
+        if not leading or leading[0] != 2:
+            raise OperatorError(
+                "InvVarWeightedMean needs an operator that returns (mu, var), or a dict with these "
+                f"keys; the result has leading axes {leading}"
+            )
+        return leading[1:]
+
+    def valid(self, values: Array, missing: float | int | None, leading: Leading) -> Any:
+        """Both known, and the variance a positive finite number."""
+        each = valid_cells(values, missing)
+        usable = (values[1] > 0) & np.isfinite(values[1])
+        if each is None:
+            return None if usable.all() else usable
+        return usable & each.all(axis=0)
+
+    def update(self, state: State, patch: Contribution) -> None:
+        """Add precision-weighted means, and precisions."""
+        mu, var = patch.values.astype(np.float64)
+        weights = 1.0 if patch.weights is None else patch.weights
+        if patch.valid is not None:
+            mu, var = np.where(patch.valid, mu, 0.0), np.where(patch.valid, var, 1.0)
+        precision = weights / var
+        if patch.valid is not None:
+            np.copyto(precision, 0.0, where=~patch.valid)
+        sums = state["sums"]
+        sums[0][patch.where] += precision * mu
+        sums[1][patch.where] += precision
+
+    def merge(self, left: State, right: State) -> State:
+        """Add the sums."""
+        left["sums"][...] += right["sums"]
+        left.coverage.absorb(right.coverage)
+        return left
+
+    def finalize(self, state: State) -> dict[str, Array]:
+        """Posterior mean and variance."""
+        total, precision = state["sums"]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return {"mu": total / precision, "var": 1.0 / precision}
+
+    def answered(self, state: State) -> dict[str, Any]:
+        """Cells with at least one usable estimate."""
+        voted = state.coverage.answered()
+        return {"mu": voted, "var": voted}
+
+    def part_dims(self, dims: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of one of the inputs."""
+        return dims[1:]
+
+    def parts(self, leading: Leading, dtype: np.dtype[Any]) -> dict[str, Part]:
+        """Mean and variance."""
+        part = Part(self.counted(leading), averaged(dtype))
+        return {"mu": part, "var": part}

@@ -1,0 +1,267 @@
+"""Several outputs of one operator, each with its own aggregation; and the in-RAM reference.
+
+An operator may return one array, a tuple of arrays that belong together (``(mu, var)``), or a dict
+with one entry per output.  :func:`entries` turns any of them into one array per aggregation, so
+that everything after it works the same whether there is one output or ten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from geopatch_dask.aggregation.base import Aggregation, Part, State
+from geopatch_dask.aggregation.output import Output, checked_dtype, fill_for
+from geopatch_dask.aggregation.strict import unbounded
+from geopatch_dask.errors import OperatorError, OptionError
+from geopatch_dask.patch.config import Configurable
+from geopatch_dask.patch.grid import PatchGrid
+from geopatch_dask.patch.patch import Patch
+
+__all__ = ["Several", "array_name", "collect", "entries", "map_arrays", "members_of", "outputs_for"]
+
+Array = npt.NDArray[Any]
+
+BOUNDED = "a plan keeps them for a ring of rows only"
+#: What needs a bounded number of accumulators per cell instead, for the warning.
+SUBSTITUTES = {
+    "Median": f"{BOUNDED}, and ApproxQuantile needs none at all",
+    "Quantile": f"{BOUNDED}, and ApproxQuantile needs none at all",
+    "Mode": f"{BOUNDED}; HardVote(k) counts classes instead",
+}
+
+
+@dataclass(frozen=True)
+class Several(Configurable):
+    """One aggregation per key of a dict that the operator returns.
+
+    ``Patcher(aggregation={"height": OverlapAdd(), "class": HardVote(5)})`` makes one of these.
+
+    Parameters
+    ----------
+    members : mapping of str to Aggregation
+    """
+
+    members: Mapping[str, Aggregation]
+
+    def __post_init__(self) -> None:
+        if not self.members or not all(
+            isinstance(k, str) and k and isinstance(v, Aggregation) for k, v in self.members.items()
+        ):
+            raise OptionError("aggregation must map names to aggregations, at least one")
+        object.__setattr__(self, "members", dict(self.members))
+
+    @property
+    def weighted(self) -> bool:
+        """Whether all of them weigh; if not, patches are found by their whole extent."""
+        return all(member.weighted for member in self.members.values())
+
+    def collect(self, patches: Iterable[Patch], grid: PatchGrid, output: Any = None) -> Any:
+        """The in-RAM reference: a dict of arrays."""
+        return collect(self.members, patches, grid, output)
+
+
+def members_of(aggregation: object) -> dict[str, Aggregation]:
+    """Aggregations by the operator's key; a single one has the key ``""``.
+
+    Raises
+    ------
+    OptionError
+        For anything else.
+    """
+    if isinstance(aggregation, Several):
+        return dict(aggregation.members)
+    if isinstance(aggregation, Aggregation):
+        return {"": aggregation}
+    raise OptionError(f"{aggregation!r} is not an aggregation")
+
+
+def outputs_for(members: Mapping[str, Aggregation], output: Any) -> dict[str, Output]:
+    """One :class:`Output` per aggregation; those of a dict are named after their key.
+
+    Raises
+    ------
+    OptionError
+        For outputs of keys that have no aggregation.
+    """
+    given = dict(output) if isinstance(output, Mapping) else {}
+    unknown = set(given) - set(members)
+    if unknown:
+        raise OptionError(
+            f"output {min(unknown)!r} has no aggregation; there are {', '.join(map(repr, members))}"
+        )
+    if isinstance(output, Output):
+        if set(members) != {""}:
+            raise OptionError("give one Output per key: output={'name': gp.Output(...), ...}")
+        return {"": output}
+    return {key: given.get(key) or Output(name=key or "data") for key in members}
+
+
+def array_name(output: Output, part: str) -> str:
+    """Name of the stored array of one part: ``data``, ``data_share``."""
+    return f"{output.name}_{part}" if part else output.name
+
+
+def map_arrays(function: Callable[[Array], Array], result: Any) -> Any:
+    """Apply a function to the arrays of an operator's result, keeping its structure."""
+    if isinstance(result, Mapping):
+        return {key: map_arrays(function, value) for key, value in result.items()}
+    if isinstance(result, tuple):
+        return tuple(map_arrays(function, value) for value in result)
+    return function(np.asarray(result))
+
+
+def entries(result: Any, members: Mapping[str, Aggregation]) -> dict[str, Array]:
+    """One array per aggregation, from whatever the operator returned.
+
+    Raises
+    ------
+    OperatorError
+        When keys are missing or unknown, naming them.
+    """
+    if set(members) == {""}:
+        return {"": _entry(result, members[""], "the operator")}
+    if not isinstance(result, Mapping):
+        raise OperatorError(
+            f"the operator returned {type(result).__name__}, but the aggregations are named "
+            f"{', '.join(members)}: return a dict with these keys"
+        )
+    different = set(result) ^ set(members)
+    if different:
+        name = min(different)
+        where = "no aggregation" if name in result else "the operator did not return it"
+        raise OperatorError(
+            f"output {name!r}: {where}; the operator returned {', '.join(result)}, aggregations "
+            f"are given for {', '.join(members)}"
+        )
+    return {key: _entry(result[key], member, f"output {key!r}") for key, member in members.items()}
+
+
+def _entry(value: Any, member: Aggregation, what: str) -> Array:
+    names = member.inputs
+    if isinstance(value, Mapping) and names:
+        if set(value) != set(names):
+            raise OperatorError(f"{what} has keys {', '.join(value)}, not {', '.join(names)}")
+        value = tuple(value[name] for name in names)
+    if isinstance(value, Mapping):
+        raise OperatorError(
+            f"{what} returned a dict with {', '.join(value)}: give one aggregation per key, "
+            "aggregation={'name': ...}"
+        )
+    if isinstance(value, tuple):
+        if len(value) != len(names):
+            raise OperatorError(
+                f"{what} returned {len(value)} arrays; {type(member).__name__} takes "
+                f"{len(names) or 'one array'} {names or ''}"
+            )
+        shapes = {np.shape(v) for v in value}
+        if len(shapes) != 1:
+            raise OperatorError(f"{what} returned arrays of shapes {sorted(shapes)}; one is needed")
+        return np.stack([np.asarray(v) for v in value])
+    return np.asarray(value)
+
+
+def collect(
+    members: Mapping[str, Aggregation],
+    patches: Iterable[Patch],
+    grid: PatchGrid,
+    output: Any = None,
+) -> Any:
+    """Aggregate patches over a whole domain, in this process.
+
+    Patches may be fewer than the grid has, or repeated; they are added in the order given.
+
+    Returns
+    -------
+    ndarray, or dict of name to ndarray where there are several arrays
+    """
+    outputs = outputs_for(members, output)
+    running = {key: _Running(member, grid, outputs[key]) for key, member in members.items()}
+    for patch in patches:
+        for key, values in entries(patch.data, members).items():
+            running[key].add(patch, values)
+    arrays: dict[str, Array] = {}
+    for key in members:
+        arrays.update(running[key].arrays())
+    return next(iter(arrays.values())) if len(arrays) == 1 else arrays
+
+
+class _Running:
+    """One aggregation of :func:`collect`."""
+
+    def __init__(self, member: Aggregation, grid: PatchGrid, output: Output) -> None:
+        self.member, self.output = member, output
+        self.grid = grid.variant(member.weighted, output.factor)
+        if not member.streaming_safe:
+            unbounded(type(member).__name__, SUBSTITUTES.get(type(member).__name__, BOUNDED))
+        self.state: State | None = None
+        self.dtype = np.dtype(np.float64)
+        self.seen: set[int] = set()
+
+    def start(self, leading: tuple[int, ...]) -> State:
+        return self.member.init(self.grid, self.grid.box, leading, self.dtype, complete=False)
+
+    def add(self, patch: Patch, values: Array) -> None:
+        ndim = len(self.grid.dims)
+        leading = values.shape[: values.ndim - ndim]
+        if self.state is None:
+            self.dtype = values.dtype
+            self.state = self.start(leading)
+        _check(
+            patch, values, self.state.leading + self.grid.written(patch.indices).shape, self.dtype
+        )
+        if patch.ordinal in self.seen:
+            self.state.coverage.analytic = False  # its weights were not foreseen
+        self.seen.add(patch.ordinal)
+        cells = self.grid.footprint(patch.anchor)
+        if not cells:
+            return
+        inside = values[cells.index(self.grid.written(patch.indices).start)]
+        weights = self.grid.weights(patch.anchor, cells) if self.grid.weighted else None
+        self.member.add(self.state, cells, inside, weights, self.output.missing)
+
+    def arrays(self) -> dict[str, Array]:
+        state = self.state
+        if state is None:
+            riding = tuple(self.grid.domain.size(dim) for dim in self.grid.riding)
+            state = self.start(riding)
+        parts = self.member.parts(state.leading, self.dtype)
+        dtypes = part_dtypes(parts, self.output)
+        fills = part_fills(dtypes, self.output)
+        found = self.member.settled(state, dtypes, fills)
+        return {array_name(self.output, part): array for part, (array, _) in found.items()}
+
+
+def part_dtypes(parts: Mapping[str, Part], output: Output) -> dict[str, np.dtype[Any]]:
+    """Output dtype of every part: the main one (or all that share its dtype) may be asked for."""
+    first = next(iter(parts.values())).dtype
+    return {
+        name: checked_dtype(output.dtype if output.dtype and part.dtype == first else part.dtype)
+        for name, part in parts.items()
+    }
+
+
+def part_fills(dtypes: Mapping[str, np.dtype[Any]], output: Output) -> dict[str, float | int]:
+    """Fill value of every part: the one asked for where it is the main part's dtype."""
+    first = next(iter(dtypes.values()))
+    return {
+        name: fill_for(dtype, output.fill_value if dtype == first else None)
+        for name, dtype in dtypes.items()
+    }
+
+
+def _check(patch: Patch, values: Array, expected: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    if values.shape != expected:
+        raise OperatorError(
+            f"patch {patch.ordinal} at {patch.anchor} has shape {values.shape}, {expected} was "
+            "expected: leading axes of the first patch, then the patch axes"
+        )
+    if values.dtype != dtype:
+        raise OperatorError(
+            f"patch {patch.ordinal} at {patch.anchor} has dtype {values.dtype}, the first had "
+            f"{dtype}; let the operator return one dtype always (array.astype(...))"
+        )

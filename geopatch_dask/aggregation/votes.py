@@ -1,0 +1,192 @@
+"""Votes: every patch has one per cell, and the majority wins; ties go to the lowest class.
+
+Both kinds give three arrays: the winning class, its share of the votes, and how many valid votes
+the cell got.  Votes are counted in integers, probabilities summed in float64 in ordinal order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from geopatch_dask.aggregation.base import Aggregation, Contribution, Part, State, valid_cells
+from geopatch_dask.aggregation.coverage import BoolArray
+from geopatch_dask.errors import OperatorError, OptionError
+from geopatch_dask.patch.geometry import cells_of
+
+__all__ = ["HardVote", "SoftVote"]
+
+Array = npt.NDArray[Any]
+Leading = tuple[int, ...]
+
+
+def _parts(leading: Leading, k: int) -> dict[str, Part]:
+    return {
+        "": Part(leading, np.min_scalar_type(k)),
+        "share": Part(leading, np.dtype(np.float32)),
+        "votes": Part(leading, np.dtype(np.int32)),
+    }
+
+
+def _results(score: Array, votes: Array) -> dict[str, Array]:
+    """Winner, share and count from scores with the class axis first."""
+    winner = score.argmax(axis=0)  # the first of equals
+    best = np.take_along_axis(score, winner[None], axis=0)[0]
+    share = best / np.maximum(score.sum(axis=0), np.finfo(np.float64).tiny)
+    return {"": winner, "share": share, "votes": np.broadcast_to(votes, winner.shape)}
+
+
+@dataclass(frozen=True)
+class HardVote(Aggregation):
+    """Majority of class labels.
+
+    Parameters
+    ----------
+    k : int
+        Number of classes; labels are 0 .. k-1, whole numbers.
+
+    Notes
+    -----
+    The operator returns labels, shape (*leading, *patch), integer, or float with NaN for "no
+    vote".  Arrays: the winner (fill: the largest value of its type), ``share`` of the valid votes
+    (float32), ``votes`` (int32, 0 where patches reach the cell but none votes).
+    """
+
+    k: int
+
+    def __post_init__(self) -> None:
+        cells_of((self.k,), "k")
+
+    def accumulators(self, dtype: np.dtype[Any]) -> dict[str, tuple[Any, ...]]:
+        """One count per class."""
+        return {"votes": (np.int32, 0, (self.k,))}
+
+    def update(self, state: State, patch: Contribution) -> None:
+        """Count the labels."""
+        labels = patch.filled(0)
+        low, high = labels.min(initial=0), labels.max(initial=0)
+        if low < 0 or high >= self.k:
+            wrong = low if low < 0 else high
+            raise OperatorError(
+                f"HardVote({self.k}) got class {wrong:g}; labels are 0 .. {self.k - 1}: give "
+                f"HardVote at least {int(high) + 1} classes, or mark 'no vote' with NaN or missing="
+            )
+        whole = labels.astype(np.int64, copy=False)
+        if labels.dtype.kind == "f" and (whole != labels).any():
+            raise OperatorError("HardVote got labels that are no whole numbers; use SoftVote")
+        for label in range(int(high) + 1):
+            hit = whole == label
+            state["votes"][label][patch.where] += hit if patch.valid is None else hit & patch.valid
+
+    def finalizing_bytes(self, dtype: np.dtype[Any]) -> int:
+        """The votes as float64."""
+        return 8 * self.k
+
+    def merge(self, left: State, right: State) -> State:
+        """Add the counts."""
+        left["votes"][...] += right["votes"]
+        left.coverage.absorb(right.coverage)
+        return left
+
+    def finalize(self, state: State) -> dict[str, Array]:
+        """Winner, share, votes."""
+        votes = state["votes"]
+        return _results(votes.astype(np.float64), votes.sum(axis=0))
+
+    def answered(self, state: State) -> dict[str, BoolArray | None]:
+        """Votes are an answer wherever a patch reaches; winner and share need one vote."""
+        voted = state.coverage.answered()
+        return {"": voted, "share": voted, "votes": state.coverage.reached()}
+
+    def parts(self, leading: Leading, dtype: np.dtype[Any]) -> dict[str, Part]:
+        """Winner, share and votes."""
+        return _parts(leading, self.k)
+
+
+@dataclass(frozen=True)
+class SoftVote(Aggregation):
+    """Class of the largest summed probability.
+
+    Parameters
+    ----------
+    k : int
+        Number of classes.
+    axis : int
+        Which of the axes before the patch axes holds the classes, counted from the front of the
+        operator's result for one patch (``0``), or from the last leading axis (``-1``).
+
+    Notes
+    -----
+    The operator returns probabilities (or any non-negative scores), shape (*leading, *patch) with
+    ``leading[axis] == k``.  A cell where any class is NaN has no vote.  Arrays as for
+    :class:`HardVote`; ``share`` is the winner's share of the summed scores.
+    """
+
+    k: int
+    axis: int = 0
+
+    def __post_init__(self) -> None:
+        cells_of((self.k,), "k")
+        if isinstance(self.axis, bool) or not isinstance(self.axis, int):
+            raise OptionError(f"axis must be a whole number, got {self.axis!r}")
+
+    def _position(self, leading: Leading) -> int:
+        position = self.axis + len(leading) if self.axis < 0 else self.axis
+        if not 0 <= position < len(leading) or leading[position] != self.k:
+            raise OperatorError(
+                f"SoftVote({self.k}, axis={self.axis}) needs {self.k} classes on that axis, but the "
+                f"operator's axes before the patch are {leading}; name the one that holds them"
+            )
+        return position
+
+    def accumulators(self, dtype: np.dtype[Any]) -> dict[str, tuple[Any, ...]]:
+        """One sum per class: the class axis is one of the leading axes."""
+        return {"score": (np.float64, 0.0)}
+
+    def counted(self, leading: Leading) -> Leading:
+        """Votes are counted per cell, not per class."""
+        position = self._position(leading)
+        return leading[:position] + leading[position + 1 :]
+
+    def valid(self, values: Array, missing: float | int | None, leading: Leading) -> Any:
+        """A vote needs all classes."""
+        each = valid_cells(values, missing)
+        return None if each is None else each.all(axis=self._position(leading))
+
+    def update(self, state: State, patch: Contribution) -> None:
+        """Add the probabilities of valid votes."""
+        values = patch.values.astype(np.float64)
+        if (values < 0).any():
+            raise OperatorError("SoftVote got negative scores; apply softmax first")
+        if patch.valid is not None:
+            gone = np.expand_dims(~patch.valid, self._position(state.leading))
+            np.copyto(values, 0.0, where=gone)
+        state["score"][patch.where] += values
+
+    def merge(self, left: State, right: State) -> State:
+        """Add the sums."""
+        left["score"][...] += right["score"]
+        left.coverage.absorb(right.coverage)
+        return left
+
+    def finalize(self, state: State) -> dict[str, Array]:
+        """Winner, share, votes."""
+        score = np.moveaxis(state["score"], self._position(state.leading), 0)
+        return _results(score, state.coverage.counts())
+
+    def answered(self, state: State) -> dict[str, BoolArray | None]:
+        """Votes are an answer wherever a patch reaches; winner and share need one vote."""
+        voted = state.coverage.answered()
+        return {"": voted, "share": voted, "votes": state.coverage.reached()}
+
+    def part_dims(self, dims: tuple[str, ...]) -> tuple[str, ...]:
+        """All but the class axis."""
+        position = self.axis + len(dims) if self.axis < 0 else self.axis
+        return dims[:position] + dims[position + 1 :]
+
+    def parts(self, leading: Leading, dtype: np.dtype[Any]) -> dict[str, Part]:
+        """Winner, share and votes, without the class axis."""
+        return _parts(self.counted(leading), self.k)

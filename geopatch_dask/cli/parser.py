@@ -1,0 +1,182 @@
+"""The command line: subcommands, flags, help.  Flags of a job come from the table of keys."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import geopatch_dask as gp
+from geopatch_dask.cli import commands
+from geopatch_dask.cli.demonstrate import demo
+from geopatch_dask.cli.keys import KEYS, SECTIONS, Key, nearest, toml_value
+from geopatch_dask.errors import OptionError
+
+__all__ = ["build_parser"]
+
+_EXAMPLE = """\
+example:
+  geopatch demo                                   a scene, its reconstruction, a picture
+  geopatch run --field scene.tif --size 256 --step 192 --window hann \\
+      --operator geopatch_dask.demo:ndvi --target ndvi.zarr
+  geopatch run job.toml --workers 4               the same from a file; run it again to continue
+  geopatch status ndvi.zarr                       how far it is
+
+exit codes: 0 done, 1 incomplete (run the same command again), 2 bad input, 130 interrupted
+"""
+
+_JOB = """\
+a job file (TOML); every key has a flag, and flags win:
+  [field]
+  path = "scene.tif"                 # relative to this file
+  [patch]
+  size = [256, 256]
+  step = [192, 192]
+  window = { class = "Tukey", alpha = 0.3 }
+  [operator]
+  function = "mine:enhance"          # in mine.py beside this file
+  options = { strength = 2 }
+  [output]
+  target = "out.zarr"
+  [run]
+  workers = 4
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises what argparse would print with the usage above it: an error is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        hint = ""
+        if message.startswith("unrecognized arguments: -"):
+            word = message.split(": ", 1)[1].split()[0].partition("=")[0]
+            hint = f"; did you mean {nearest(word, self._known_flags())}?"
+        elif message.startswith("argument command: invalid choice"):
+            word = message.split("'")[1]
+            message = f"there is no command {word!r}"
+            hint = f"; did you mean {nearest(word, ('demo', 'plan', 'run', 'status'))!r}?"
+        else:
+            hint = f"; see {self.prog} --help"
+        raise OptionError(message + hint)
+
+    def _known_flags(self) -> list[str]:
+        """Flags of this parser and of its subcommands: argparse tells the main one of strangers."""
+        found: list[str] = []
+        for action in self._actions:
+            found += action.option_strings
+            if isinstance(action, argparse._SubParsersAction):
+                for parser in action.choices.values():
+                    found += parser._known_flags()
+        return [flag for flag in found if flag.startswith("--")]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of ``geopatch``; ``args.command`` is the function to call with ``args``."""
+    parser = _Parser(
+        prog="geopatch",
+        description="Patch-wise operators over fields too large for one machine: "
+        "super-tiles on Dask, one georeferenced Zarr.",
+        epilog=_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"geopatch {gp.__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _demo(subparsers)
+    _plan(subparsers)
+    _run(subparsers)
+    _status(subparsers)
+    return parser
+
+
+def _command(
+    subparsers: Any, name: str, call: Callable[[argparse.Namespace], int], text: str, epilog: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        name,
+        help=text,
+        description=text,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.set_defaults(call=call)
+    parser.add_argument("--traceback", action="store_true", help="show where an error came from")
+    return parser
+
+
+def _demo(subparsers: Any) -> None:
+    parser = _command(
+        subparsers,
+        "demo",
+        demo,
+        "make a scene, reconstruct it on a local cluster, and draw what happened",
+        "Run it twice: the second run finds everything done.\n",
+    )
+    parser.add_argument("--out", default="demo", metavar="DIR", help="folder (default: demo)")
+    parser.add_argument("--size", type=int, default=4096, metavar="N", help="cells per side (4096)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="another landscape")
+    parser.add_argument("--workers", type=int, metavar="N", help="worker processes")
+    parser.add_argument("--overwrite", action="store_true", help="start afresh")
+
+
+def _plan(subparsers: Any) -> None:
+    parser = _command(
+        subparsers,
+        "plan",
+        commands.plan,
+        "say what a job would do: super-tiles, memory, reads and writes; nothing is written",
+        _JOB,
+    )
+    parser.add_argument("--json", metavar="FILE", help="also write the plan ('-': only, to stdout)")
+    parser.add_argument("--draw", metavar="FILE.png", help="also draw super-tiles and halos")
+    _job_flags(parser)
+
+
+def _run(subparsers: Any) -> None:
+    parser = _command(
+        subparsers, "run", commands.run, "do a job; run it again to continue or to check", _JOB
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="start afresh: delete what the target holds"
+    )
+    _job_flags(parser)
+
+
+def _status(subparsers: Any) -> None:
+    parser = _command(
+        subparsers,
+        "status",
+        commands.status,
+        "say how far a target is: while it runs, after a crash, when it is done",
+        "exit codes: 0 complete, 1 not complete, 2 no such target\n",
+    )
+    parser.add_argument("target", metavar="TARGET", help="the Zarr, or the job file that names it")
+    parser.add_argument("--draw", metavar="FILE.png", help="also draw a map of the super-tiles")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    parser.add_argument(
+        "--allow-uncovered", action="store_true", help="exit 0 with uncovered cells"
+    )
+
+
+def _job_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("job", nargs="?", metavar="JOB.toml", help="job file; flags win over it")
+    parser.add_argument(
+        "--set",
+        action="append",
+        metavar="SECTION.KEY=VALUE",
+        help="any key of a job, the value as in TOML; repeatable",
+    )
+    for section, text in SECTIONS.items():
+        group = parser.add_argument_group(f"[{section}] {text}")
+        for key in KEYS:
+            if key.section == section and key.flag:
+                group.add_argument(key.flag, **_argument(key))
+
+
+def _argument(key: Key) -> dict[str, Any]:
+    found: dict[str, Any] = {"dest": f"{key.section}.{key.name}", "help": key.help}
+    if key.sort == "flag":
+        return found | {"action": argparse.BooleanOptionalAction}
+    kinds: dict[str, Any] = {"text": str, "path": str, "source": str}
+    return found | {"metavar": key.metavar, "type": kinds.get(key.sort, toml_value)}

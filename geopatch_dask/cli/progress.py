@@ -1,0 +1,226 @@
+"""How a run is going: a bar on a terminal, lines in a log.
+
+Both say the same: super-tiles done of all, patches, bytes, failures, and when it will be over.  The
+estimate is the plain one, ``elapsed * left / done``, over what *this* run has done.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TextColumn
+from rich.progress import Progress as RichProgress
+from rich.text import Text
+
+from geopatch_dask.cli.console import note
+from geopatch_dask.execute.tile import Outcome
+from geopatch_dask.planning.units import bytes_text, seconds_text
+
+__all__ = ["Bar", "Counts", "Lines", "Progress", "progress_for"]
+
+
+@dataclass
+class Counts:
+    """What has happened so far.
+
+    Parameters
+    ----------
+    total : int
+        Super-tiles of the plan.
+    before : int
+        Of these, done by earlier runs; known once the first one is done.
+    done, failed, patches, read, written : int
+        Of this run; bytes.
+    clock : callable
+        Seconds, monotonic.
+    """
+
+    total: int
+    before: int = 0
+    done: int = 0
+    failed: int = 0
+    patches: int = 0
+    read: int = 0
+    written: int = 0
+    clock: Callable[[], float] = time.monotonic
+    began: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.began = self.clock()
+
+    def add(self, outcome: Outcome, todo: int) -> None:
+        """Count one super-tile of ``todo`` in this run."""
+        self.before = self.total - todo
+        self.done += 1
+        self.failed += outcome.state == "failed"
+        self.patches += outcome.numbers.get("patches", 0)
+        self.read += outcome.numbers.get("bytes_read", 0)
+        self.written += outcome.numbers.get("bytes_written", 0)
+
+    @property
+    def reached(self) -> int:
+        """Super-tiles behind us, earlier runs included."""
+        return self.before + self.done
+
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return max(self.clock() - self.began, 1e-9)
+
+    @property
+    def eta(self) -> float | None:
+        """Seconds left, or None before anything is done."""
+        if not self.done:
+            return None
+        return self.seconds * (self.total - self.reached) / self.done
+
+    def short(self) -> str:
+        """For a bar."""
+        parts = [f"{self.patches:,} patches", bytes_text(self.written), f"{self.failed} failed"]
+        if self.eta is None:
+            parts.append("starting")
+        elif self.reached < self.total:
+            parts.append(f"ETA {seconds_text(self.eta)}")
+        else:
+            parts.append(seconds_text(self.seconds))
+        return ", ".join(parts)
+
+    def line(self) -> str:
+        """For a log."""
+        if self.eta is None:
+            return f"0/{self.total} super-tiles, none done after {seconds_text(self.seconds)}"
+        share = self.reached / self.total if self.total else 1.0
+        before = f", {self.before} of them before" if self.before else ""
+        text = (
+            f"{self.reached}/{self.total} super-tiles ({share:.0%}{before}), "
+            f"{self.patches:,} patches ({self.patches / self.seconds:,.1f}/s), "
+            f"{bytes_text(self.read)} read, {bytes_text(self.written)} written "
+            f"({bytes_text(self.written / self.seconds)}/s), {self.failed} failed"
+        )
+        if self.reached >= self.total:
+            return f"{text}, after {seconds_text(self.seconds)}"
+        return f"{text}, ETA {seconds_text(self.eta)}"
+
+
+class Progress:
+    """Counts, and shows nothing; a context manager, and the ``progress=`` of a run."""
+
+    def __init__(self, total: int) -> None:
+        self.counts = Counts(total)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        return None
+
+    def __call__(self, outcome: Outcome, finished: int, total: int) -> None:
+        del finished  # one call per super-tile
+        self.counts.add(outcome, total)
+
+
+class Lines(Progress):
+    """A line about every ``every`` seconds, however long a super-tile takes, and a last one."""
+
+    def __init__(self, total: int, every: float = 10.0) -> None:
+        super().__init__(total)
+        self.every = every
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._tell, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._over.set()
+        self._thread.join()
+        if kind is None and self.counts.done:
+            note(self.counts.line())
+
+    def _tell(self) -> None:
+        while not self._over.wait(self.every):
+            note(self.counts.line())
+
+
+class Bar(Progress):
+    """A bar on a terminal; it stays when the run is over."""
+
+    def __init__(self, total: int) -> None:
+        super().__init__(total)
+        self._bar = RichProgress(
+            SpinnerColumn(finished_text=" "),
+            TextColumn("{task.completed:.0f}/{task.total:.0f} super-tiles"),
+            BarColumn(bar_width=None),
+            _Numbers(self.counts),
+            console=Console(stderr=True),
+            expand=True,
+        )
+        self._task = self._bar.add_task("", total=total)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def __call__(self, outcome: Outcome, finished: int, total: int) -> None:
+        super().__call__(outcome, finished, total)
+        self._bar.update(self._task, completed=self.counts.reached)
+
+
+class _Numbers(ProgressColumn):
+    """What no column of rich says, redrawn with the spinner."""
+
+    def __init__(self, counts: Counts) -> None:
+        super().__init__()
+        self.counts = counts
+
+    def render(self, task: Task) -> Text:
+        """The numbers of now."""
+        del task
+        return Text(self.counts.short(), no_wrap=True)
+
+
+def progress_for(total: int, quiet: bool = False, every: float = 10.0) -> Progress:
+    """The progress that suits where stderr goes.
+
+    Parameters
+    ----------
+    total : int
+        Super-tiles of the plan.
+    quiet : bool
+        Show nothing.
+    every : float, seconds
+        Between lines of a log.
+    """
+    if quiet:
+        return Progress(total)
+    stream: Any = sys.stderr
+    if stream.isatty() and os.environ.get("TERM", "dumb") != "dumb":
+        return Bar(total)
+    return Lines(total, every)

@@ -1,0 +1,265 @@
+"""Does an operator, or an aggregation, keep the first contract?  Helpers for tests, ours and yours.
+
+The contract: the bytes of the output do not depend on how it was cut.  For an operator of your own,
+or an aggregation you wrote, one call checks it::
+
+    def test_my_operator_keeps_the_contract():
+        assert_layout_invariant(field, patcher, my_operator)
+
+It computes the output in RAM (``patcher.merge``), then with one super-tile in one thread, then cut
+in ways that tell, under several schedulers, and compares bytes::
+
+    tile smaller than a patch     tall bands      wide bands      odd chunks      shards
+    +--+--+--+                    +--+--+--+      +--------+      +---+---+-+     +----+----+
+    +--+--+--+                    |  |  |  |      +--------+      +---+---+-+     | :  | :  |
+    +--+--+--+                    +--+--+--+      +--------+      +---+---+-+     +----+----+
+
+What typically fails it: an operator that remembers earlier calls or draws random numbers; an
+aggregation whose answer for one cell looks at other cells.  Use small fields: the work is repeated
+for every layout and scheduler.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+
+from geopatch_dask import fields
+from geopatch_dask.aggregation import Aggregation, Output
+from geopatch_dask.errors import VerificationError
+from geopatch_dask.execute import api
+from geopatch_dask.execute.api import Plan, UncoveredWarning
+from geopatch_dask.execute.runners import Scheduler
+from geopatch_dask.patch.patch import Patch
+from geopatch_dask.patch.patcher import Patcher
+from geopatch_dask.planning.operator import Operator
+from geopatch_dask.store.location import Location
+
+__all__ = [
+    "Cut",
+    "assert_layout_invariant",
+    "assert_same_bytes",
+    "merged",
+    "read_back",
+    "telling_cuts",
+]
+
+Array = npt.NDArray[Any]
+AnyOperator = Operator | Callable[..., Any] | str
+
+#: No test field is so large that memory decides anything.
+_ENOUGH = "1 TiB"
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One way to cut an output.
+
+    Parameters
+    ----------
+    tile : tuple of int, cells per patch axis
+        The super-tile: whole shards, or whole chunks where there are no shards.
+    chunks : tuple of int, cells per patch axis
+    shards : tuple of int or None, cells per patch axis
+        Whole chunks.
+    """
+
+    tile: tuple[int, ...]
+    chunks: tuple[int, ...]
+    shards: tuple[int, ...] | None = None
+
+    def options(self) -> dict[str, Any]:
+        """As arguments of :func:`geopatch_dask.plan`."""
+        return {"outer": self.tile, "chunks": self.chunks, "shards": self.shards}
+
+
+def telling_cuts(shape: Sequence[int], size: Sequence[int]) -> list[Cut]:
+    """Cuts that bring mistakes to light.
+
+    Parameters
+    ----------
+    shape, size : sequence of int, cells per patch axis
+        Of the domain and of a patch.
+
+    Returns
+    -------
+    list of Cut
+        Super-tiles smaller than a patch, bands along each axis, chunks that divide nothing, and
+        shards.
+
+    Examples
+    --------
+    >>> [cut.tile for cut in telling_cuts((100, 80), (16, 16))]
+    [(8, 8), (100, 23), (32, 80), (51, 41), (28, 28)]
+    """
+    small = tuple(max(p // 2, 1) for p in size)
+    odd = tuple(max(n // 2 + 1, 1) for n in shape)
+    prime = tuple(max(p + p // 2 - 1, 1) for p in size)
+    tall = tuple(n if d == 0 else c for d, (n, c) in enumerate(zip(shape, prime, strict=True)))
+    wide = tuple(2 * p if d == 0 else n for d, (n, p) in enumerate(zip(shape, size, strict=True)))
+    chunk = tuple(max((p - 2) // 2, 1) for p in size)
+    shard = tuple(2 * c for c in chunk)
+    return [
+        Cut(small, small),
+        Cut(tall, prime),
+        Cut(wide, tuple(size)),
+        Cut(odd, odd),
+        Cut(tuple(2 * s for s in shard), chunk, shard),
+    ]
+
+
+def merged(
+    field: Any, patcher: Patcher, operator: AnyOperator, output: Output | None = None
+) -> Array:
+    """The output in RAM: every patch, in ordinal order, through :meth:`Patcher.merge`.
+
+    Parameters
+    ----------
+    field, patcher, operator, output
+        As for :func:`geopatch_dask.plan`.
+
+    Returns
+    -------
+    ndarray, shape (*leading, *patch axes)
+    """
+    source, run, kept = fields.as_field(field), Operator.of(operator), patcher.aggregation
+    if not patcher.n_anchors(source) and isinstance(kept, Aggregation):
+        # Nothing says what the operator returns: a plan takes it for the dtype of the field.
+        dtype = (output and output.dtype) or str(kept.result_dtype(source.dtype))
+        output = replace(output or Output(), dtype=dtype)
+
+    def patches() -> Iterator[Patch]:
+        for patch in patcher.split(source):
+            yield patch.with_data(run.run([patch])[0])
+
+    return patcher.merge(patches(), source.domain, output)
+
+
+def read_back(target: Any, name: str = "data") -> Array:
+    """All cells of one array of a target, read through zarr and nothing else.
+
+    Parameters
+    ----------
+    target : path, URL, Location or zarr store
+    name : str
+    """
+    place = Location.of(target)
+    group = zarr.open_group(place.zarr_store(read_only=True), path=place.path or None, mode="r")
+    return np.asarray(group[name][...])  # type: ignore[index]  # an array, not a group
+
+
+def assert_same_bytes(found: Array, expected: Array, what: str = "the output") -> None:
+    """Raise unless two arrays have the same dtype, shape and bytes (NaN payloads and -0.0 too).
+
+    Raises
+    ------
+    VerificationError
+        Naming the first cell that differs, both values, and how many differ.
+    """
+    if found.dtype != expected.dtype or found.shape != expected.shape:
+        raise VerificationError(
+            f"{what} is {found.dtype} {found.shape}, expected {expected.dtype} {expected.shape}"
+        )
+    if found.tobytes() == expected.tobytes():
+        return
+    differs = np.atleast_1d(_bits(found) != _bits(expected))
+    first = tuple(int(i) for i in np.argwhere(differs)[0])
+    raise VerificationError(
+        f"{what} differs in {int(differs.sum()):,} of {differs.size:,} cells; the first is "
+        f"{first}: {np.atleast_1d(found)[first]!r}, expected {np.atleast_1d(expected)[first]!r}"
+    )
+
+
+def _bits(array: Array) -> Array:
+    return np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}")
+
+
+def assert_layout_invariant(
+    field: Any,
+    patcher: Patcher,
+    operator: AnyOperator,
+    *,
+    output: Output | None = None,
+    cuts: Sequence[Cut] | None = None,
+    schedulers: Sequence[str] = ("sync", "threads"),
+    client: Any = None,
+    folder: str | Path | None = None,
+) -> Array:
+    """Raise unless every way to cut and to run a job gives the bytes of one tile in one thread.
+
+    Parameters
+    ----------
+    field, patcher, operator, output
+        As for :func:`geopatch_dask.plan`; the patcher holds the aggregation to be tested.
+    cuts : sequence of Cut, optional
+        :func:`telling_cuts` by default.
+    schedulers : sequence of {"sync", "threads", "processes"}
+        They take turns, so that every cut is run once and every scheduler is used.
+    client : distributed.Client, optional
+        Takes part in the turns, too.
+    folder : path, optional
+        Where the outputs go; a temporary folder, removed at the end, by default.  The workers of
+        ``client`` must be able to write there.
+
+    Returns
+    -------
+    ndarray, shape (*leading, *patch axes)
+        The output.
+
+    Raises
+    ------
+    VerificationError
+        Naming the cut, the scheduler and the first cell that differs.
+    GeopatchError
+        What planning and running may raise.
+
+    Examples
+    --------
+    >>> import numpy as np, geopatch_dask as gp
+    >>> patcher = gp.Patcher(gp.Rectangular((8, 8)), gp.RegularStride((6, 6)), gp.Hann())
+    >>> assert_layout_invariant(np.ones((20, 20)), patcher, np.sqrt).shape
+    (20, 20)
+    """
+    source = fields.as_field(field)
+    grid = patcher.grid(source.domain)
+    ways: list[Scheduler] = [*schedulers, *([client] if client is not None else [])]
+    chosen = telling_cuts(grid.shape, grid.size) if cuts is None else list(cuts)
+    with tempfile.TemporaryDirectory(prefix="geopatch-", dir=folder) as place:
+
+        def run(cut: Cut, way: Scheduler, name: str) -> Array:
+            plan = api.plan(
+                *(source, patcher, operator, Path(place) / f"{name}.zarr"),
+                **cut.options(),
+                output=output,
+                memory_limit=_ENOUGH,
+                slots=2,
+            )
+            return _computed(plan, way)
+
+        whole = run(Cut(grid.shape, grid.shape), "sync", "whole")
+        expected = merged(source, patcher, operator, output)
+        assert_same_bytes(whole, expected, "one super-tile, against patcher.merge,")
+        for i in range(max(len(chosen), len(ways))):
+            cut, way = chosen[i % len(chosen)], ways[i % len(ways)]
+            found = run(cut, way, f"cut-{i}")
+            assert_same_bytes(found, expected, f"{cut} under {_name(way)}")
+    return expected
+
+
+def _computed(plan: Plan, way: Scheduler) -> Array:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UncoveredWarning)  # holes are the patcher's business
+        plan.run(way)
+    return read_back(plan.target, plan.arrays[0].name)
+
+
+def _name(way: Scheduler) -> str:
+    return way if isinstance(way, str) else type(way).__name__

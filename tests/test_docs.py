@@ -1,0 +1,265 @@
+"""The documentation: every code block runs, every table says what the code says, every link leads
+somewhere."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import os
+import re
+import sys
+import tomllib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+import geopatch_dask as gp
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", *PAGES]
+#: Pages whose blocks are one session; the job file's are tested by themselves.
+SESSIONS = ["README.md", "docs/quickstart.md", "docs/aggregations.md"]
+
+
+@pytest.fixture(scope="module")
+def blocks() -> Iterator[ModuleType]:
+    """The runner of code blocks, which lies beside the Sphinx extension."""
+    sys.path.insert(0, str(DOCS / "_ext"))
+    try:
+        import blocks
+
+        yield blocks
+    finally:
+        sys.path.remove(str(DOCS / "_ext"))
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def rows(page: Path, heading: str) -> list[list[str]]:
+    """Cells of the tables under a heading, up to the next one; without the head of a table."""
+    text = page.read_text("utf-8")
+    section = re.split(r"^#+ ", text.split(f" {heading}\n", 1)[1], maxsplit=1, flags=re.MULTILINE)[
+        0
+    ]
+    lines = [line for line in section.splitlines() if line.startswith("|")]
+    found = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    heads = {i - 1 for i, row in enumerate(found) if set("".join(row)) <= set("-: ")}
+    return [row for i, row in enumerate(found) if i not in heads and i - 1 not in heads]
+
+
+# ---- what pages do -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", SESSIONS)
+def test_every_block_of_a_page_runs(
+    page: str, blocks: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plt = pytest.importorskip("matplotlib.pyplot", reason="pages draw pictures")
+    pytest.importorskip("rioxarray", reason="pages read the CRS with it")
+    monkeypatch.setattr(plt, "show", lambda: None)
+    plt.switch_backend("Agg")
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of other packages; ours are looked at in other tests
+        blocks.run_page(ROOT / page, tmp_path, {"PATH": path})
+    plt.close("all")
+
+
+def test_the_job_file_and_its_python_are_the_same_job(
+    blocks: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import rasterio
+
+    from geopatch_dask.cli.commands import make_plan
+    from geopatch_dask.cli.job import load_job
+
+    profile = {"driver": "GTiff", "width": 300, "height": 200, "count": 3, "dtype": "uint8"}
+    transform = rasterio.Affine(10, 0, 0, 0, -10, 0)
+    values = np.arange(3 * 200 * 300, dtype="uint32").reshape(3, 200, 300) % 251
+    with rasterio.open(
+        tmp_path / "scene.tif", "w", crs="EPSG:32633", transform=transform, nodata=0, **profile
+    ) as file:
+        file.write(values.astype("uint8"))
+    (tmp_path / "mine.py").write_text(
+        "def index(patch, scale):\n    return scale * (patch[1] - patch[0])\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    space = blocks.run_page(DOCS / "job-file.md", tmp_path, {}, main="job")
+    monkeypatch.chdir(tmp_path)
+    job = load_job("job.toml")
+    with job.importable():
+        made = make_plan(job, "threads")
+        same = space["job"]()
+    assert made.fingerprint == same.fingerprint
+    assert made.layout == same.layout
+    assert made.run("threads").complete
+
+
+# ---- what pages say ------------------------------------------------------------------------
+
+
+def test_readme_is_one_screen() -> None:
+    lines = (ROOT / "README.md").read_text("utf-8").splitlines()
+    assert len(lines) <= 90
+    code = "\n".join(lines).split("```python\n")[1].split("```")[0]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 15
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=name_of)
+def test_blocks_are_well_formed(page: Path, blocks: ModuleType) -> None:
+    found = blocks.parse(page)
+    assert page.read_text("utf-8").count("```") % 2 == 0
+    for block in found:
+        if block.kind == "python":
+            ast.parse(block.code, block.where)
+        elif block.kind == "toml":
+            tomllib.loads(block.code)
+        elif block.kind == "console" and page.parent == DOCS:
+            assert block.code.startswith("$ "), block.where
+
+
+def anchors(page: Path) -> set[str]:
+    """Anchors of a page's headings, as GitHub and MyST make them."""
+    text = re.sub(r"```.*?```", "", page.read_text("utf-8"), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).strip().replace(" ", "-") for h in headings}
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=name_of)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text("utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in target:
+            continue
+        file, _, anchor = target.partition("#")
+        where = (page.parent / file) if file else page
+        assert where.exists(), f"{name_of(page)} links to {target}"
+        if anchor:
+            assert anchor in anchors(where), f"{name_of(page)} links to {target}"
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "design.md"], ids=name_of)
+def test_files_that_are_named_exist(page: Path) -> None:
+    text = page.read_text("utf-8")
+    for name in re.findall(r"`((?:[\w.]+/)+[\w.]+\.(?:py|md|toml))(?::\w+)?`", text):
+        places = (ROOT / name, ROOT / "geopatch_dask" / name)
+        assert any(place.exists() for place in places), f"{name_of(page)} names {name}"
+
+
+def test_every_page_is_in_the_contents() -> None:
+    listed = (DOCS / "index.md").read_text("utf-8").split("{toctree}")[1].split("```")[0]
+    assert {page.stem for page in PAGES} - {"index"} == set(
+        re.findall(r"^([\w-]+)$", listed, re.MULTILINE)
+    )
+
+
+def test_every_public_name_is_documented() -> None:
+    pytest.importorskip("sphinx", reason="the page is made by a Sphinx extension")
+    sys.path.insert(0, str(DOCS / "_ext"))
+    try:
+        import public_api
+    finally:
+        sys.path.remove(str(DOCS / "_ext"))
+    page = (DOCS / "api.md").read_text("utf-8")
+    for name in public_api.public_names():
+        assert not public_api.undocumented(name), name
+        assert f"<!-- public: {public_api.group_of(name)} -->" in page, name
+
+
+# ---- what tables say -----------------------------------------------------------------------
+
+
+def test_every_key_of_a_job_is_in_the_reference() -> None:
+    from geopatch_dask.cli.keys import KEYS, SECTIONS
+
+    for section in SECTIONS:
+        table = rows(DOCS / "job-file.md", f"`[{section}]`")
+        told = {row[0].strip("`"): row[1].strip("`") for row in table}
+        assert told == {key.name: key.flag for key in KEYS if key.section == section}
+
+
+def test_flags_and_exit_codes_of_the_command() -> None:
+    from geopatch_dask.cli import console
+    from geopatch_dask.cli.keys import KEYS
+    from geopatch_dask.cli.parser import build_parser
+
+    page = DOCS / "job-file.md"
+    codes = {int(row[0]) for row in rows(page, "Exit status")}
+    assert codes == {console.OK, console.INCOMPLETE, console.BAD_INPUT, console.INTERRUPTED}
+    told = set(
+        re.findall(r"--[a-z-]+", " ".join(r[1] for r in rows(page, "Flags that are no keys")))
+    )
+    commands = next(a for a in build_parser()._actions if a.choices and "run" in a.choices).choices
+    named = " ".join(row[0] for row in rows(page, "Job files and the command line"))
+    assert set(commands) == set(re.findall(r"`geopatch (\w+)", named))
+    flags = {
+        flag for parser in commands.values() for a in parser._actions for flag in a.option_strings
+    }
+    keys = {key.flag for key in KEYS if key.flag} - {"--allow-uncovered", "--workers", "--size"}
+    keys |= {f"--no-{flag[2:]}" for flag in keys} | {"--no-allow-uncovered"}
+    assert told == {flag for flag in flags if flag.startswith("--")} - keys - {"--help"}
+
+
+def test_constants_of_the_design_are_those_of_the_code() -> None:
+    from geopatch_dask.execute.graph import FAN_IN
+    from geopatch_dask.fields import GDAL_CACHE
+    from geopatch_dask.planning import choose, sweep
+    from geopatch_dask.planning.memory import MemoryModel
+
+    text = (DOCS / "design.md").read_text("utf-8")
+    model = MemoryModel()
+    assert f"| {model.reserved >> 20} MiB | `reserved`" in text
+    assert f"| {GDAL_CACHE >> 20} MiB for a raster" in text
+    for name in ("reading", "temporaries", "rounding", "encoding", "share"):
+        assert f"`{name}` = {getattr(model, name):g}" in text, name
+    assert {f.name for f in dataclasses.fields(model)} <= set(re.findall(r"`(\w+)`", text))
+    assert f"{choose.TASK_CELLS:,} / cells".replace(",", " ") in text
+    assert (
+        f"{choose.LOSS:.0%}".replace("%", " %") + f" for each wave short of {choose.WAVES}" in text
+    )
+    assert f"within {choose.TIE:.0%}".replace("%", " %") in text
+    assert f"at least {sweep.LEAST_BAND} rows" in text
+    assert f"{FAN_IN} at a time" in text
+
+
+def test_bytes_of_the_aggregations() -> None:
+    table = rows(DOCS / "aggregations.md", "Aggregation: from patches to cells")
+    named = set()
+    for row in table:
+        for name in re.findall(r"`(\w+)\(\)`", row[0]):
+            aggregation = getattr(gp, name)()
+            named.add(name)
+            assert aggregation.bytes_per_cell(np.float32) == int(row[-1]), name
+            assert aggregation.weighted == (row[2] == "used"), name
+    public = {getattr(gp, name) for name in gp.__all__ if isinstance(getattr(gp, name), type)}
+    built = {a for a in public if issubclass(a, gp.Aggregation) and a is not gp.Aggregation}
+    assert built == {getattr(gp, name) for name in named}
+
+
+@pytest.mark.parametrize(
+    ("heading", "base"), [("Window: how much a cell counts", "window"), ("Edges", "boundary")]
+)
+def test_windows_and_edges_are_all_listed(heading: str, base: str) -> None:
+    from typing import get_args
+
+    from geopatch_dask.patch.boundary import Boundary
+
+    told = {re.findall(r"`(\w+)", row[0])[0] for row in rows(DOCS / "aggregations.md", heading)}
+    if base == "boundary":
+        assert told == set(get_args(Boundary))
+    else:
+        assert told == {w.__name__ for w in gp.Boxcar.__mro__[1].__subclasses__()} & set(gp.__all__)
+
+
+def test_what_is_not_built_does_not_exist() -> None:
+    text = (DOCS / "design.md").read_text("utf-8").split("## Not built yet")[1]
+    for name in re.findall(r"`(\w+)`", text):
+        assert not hasattr(gp, name), f"gp.{name} exists: take it off the list in docs/design.md"
