@@ -22,7 +22,7 @@ extensions = [
     "numpydoc",
     "public_api",
 ]
-exclude_patterns = ["_build", "_ext"]
+exclude_patterns = ["_build", "_ext", "figures"]
 source_suffix = {".md": "markdown"}
 nitpicky = True  # what counts as an unresolved reference: docs/_ext/public_api.py
 
@@ -45,3 +45,5 @@ copybutton_prompt_is_regexp = True
 html_theme = "furo"
 html_title = f"geopatch_dask {release}"
 html_show_sourcelink = False
+html_static_path = ["_static"]
+html_css_files = ["style.css"]

@@ -32,6 +32,8 @@ from geopatch_dask.aggregation import (
     Variance,
     WeightedSum,
 )
+from geopatch_dask.aggregation.moments import Covariance, Histogram, MeanStd, MinMax
+from geopatch_dask.aggregation.statistic import Statistic
 from geopatch_dask.aggregation.strict import set_strict
 from geopatch_dask.errors import (
     AlignmentError,
@@ -66,6 +68,7 @@ from geopatch_dask.patch.sampler import (
 from geopatch_dask.patch.window import Boxcar, Custom, Gaussian, Hann, Tukey
 from geopatch_dask.planning.operator import Operator
 from geopatch_dask.planning.status import Status, status
+from geopatch_dask.store.location import Location
 
 __version__ = "0.1.0"
 
@@ -79,6 +82,7 @@ __all__ = [
     "Box",
     "Boxcar",
     "Count",
+    "Covariance",
     "Custom",
     "Explicit",
     "Field",
@@ -88,14 +92,18 @@ __all__ = [
     "GridDomain",
     "Hann",
     "HardVote",
+    "Histogram",
     "InvVarWeightedMean",
     "JitteredStride",
     "Learned",
+    "Location",
     "Max",
     "Mean",
+    "MeanStd",
     "Median",
     "MemoryPlanError",
     "Min",
+    "MinMax",
     "Mode",
     "Operator",
     "OperatorError",
@@ -118,6 +126,7 @@ __all__ = [
     "Report",
     "RunIncomplete",
     "SoftVote",
+    "Statistic",
     "Status",
     "Sum",
     "SuperTileFailed",

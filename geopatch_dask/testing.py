@@ -140,7 +140,7 @@ def merged(
         for patch in patcher.split(source):
             yield patch.with_data(run.run([patch])[0])
 
-    return patcher.merge(patches(), source.domain, output)
+    return np.asarray(patcher.merge(patches(), source.domain, output))
 
 
 def read_back(target: Any, name: str = "data") -> Array:

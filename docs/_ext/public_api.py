@@ -21,6 +21,8 @@ import sys
 from pydoc import locate
 from typing import TYPE_CHECKING, Any
 
+from docutils.nodes import Text
+from sphinx.addnodes import pending_xref
 from sphinx.util import logging
 from sphinx.util.nodes import make_refnode
 
@@ -29,8 +31,7 @@ import geopatch_dask
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from docutils.nodes import Element, TextElement
-    from sphinx.addnodes import pending_xref
+    from docutils.nodes import Element, TextElement, document
     from sphinx.application import Sphinx
     from sphinx.environment import BuildEnvironment
 
@@ -124,6 +125,13 @@ def escape_stars(
             lines[i] = "``".join(parts)
 
 
+def unlink_any(app: Sphinx, doctree: document) -> None:
+    """Keep ``typing.Any`` in annotations from linking to our ``Any`` (event ``doctree-read``)."""
+    for node in list(doctree.findall(pending_xref)):
+        if node.get("reftarget") in ("Any", "typing.Any") and "refwarn" not in node:
+            node.replace_self(Text("Any"))
+
+
 def check_complete(app: Sphinx, env: BuildEnvironment) -> None:
     """Warn about each public name that no page documents (event ``env-check-consistency``)."""
     documented = set(env.domains.python_domain.objects)
@@ -202,6 +210,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     importlib.import_module(PACKAGE)
     app.connect("autodoc-process-docstring", escape_stars, priority=400)  # before numpydoc
     app.connect("source-read", fill_page)
+    app.connect("doctree-read", unlink_any)
     app.connect("env-check-consistency", check_complete)
     app.connect("missing-reference", resolve)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

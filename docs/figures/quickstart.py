@@ -25,7 +25,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         run_page(DOCS / "quickstart.md", Path(folder), {"PATH": path})
         image = Image.open(Path(folder) / "ndvi.png").convert("RGB")
-        image.quantize(64).save(DOCS / "images" / "quickstart.png", optimize=True)
+        image.quantize(256).save(DOCS / "images" / "quickstart.png", optimize=True)
 
 
 if __name__ == "__main__":

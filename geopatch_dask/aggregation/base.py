@@ -297,7 +297,9 @@ class Aggregation(Configurable):
         """
         valid = self.valid(values, missing, state.leading)
         state.coverage.add(cells, weights, valid)
-        self.update(state, Contribution(values, valid, weights, cells.index(state.box.start)))
+        contribution = Contribution(values, valid, weights, cells.index(state.box.start))
+        with np.errstate(invalid="ignore", over="ignore"):  # inf - inf is NaN: missing, and counted
+            self.update(state, contribution)
 
     def bytes_per_cell(self, dtype: npt.DTypeLike, layers: int = 1) -> int:
         """Bytes of accumulators per cell and leading entry, counts and weights not included.

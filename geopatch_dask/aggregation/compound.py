@@ -79,9 +79,12 @@ class Range(Aggregation):
         return Max().merge(left, right)
 
     def finalize(self, state: State) -> Array:
-        """Their difference; integers wrap nowhere, because accumulators are 64 bits wide."""
+        """Their difference; that of signed integers is taken unsigned, where it always fits."""
+        high, low = state["max"], state["min"]
+        if high.dtype == np.int64:
+            return np.asarray(high.view(np.uint64) - low.view(np.uint64))
         with np.errstate(invalid="ignore"):
-            return np.asarray(state["max"] - state["min"])
+            return np.asarray(high - low)
 
     def result_dtype(self, dtype: np.dtype[Any]) -> np.dtype[Any]:
         """Floats and unsigned integers keep their dtype; signed ones become int64."""

@@ -83,6 +83,8 @@ def weighted(patch: Contribution) -> Array:
     """Weight times value in float64, zero where missing."""
     weights = 1.0 if patch.weights is None else patch.weights
     product: Array = np.multiply(patch.values, weights, dtype=np.float64)
+    if patch.weights is not None and not patch.weights.all():
+        np.copyto(product, 0.0, where=patch.weights == 0)  # not NaN where a value is infinite
     if patch.valid is not None:
         np.copyto(product, 0.0, where=~patch.valid)
     return product

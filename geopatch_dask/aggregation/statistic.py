@@ -32,13 +32,16 @@ Writing your own::
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from geopatch_dask.errors import OptionError
 from geopatch_dask.patch.config import Configurable
+from geopatch_dask.patch.grid import PatchGrid
+from geopatch_dask.patch.patcher import Readable
 
 __all__ = ["Statistic", "StatisticState", "merge_tree"]
 
@@ -74,6 +77,37 @@ class Statistic(Configurable):
     @abstractmethod
     def finalize(self, state: StatisticState) -> Mapping[str, Any]:
         """What the state says: numbers or small arrays by name."""
+
+    def collect(
+        self,
+        field: Readable,
+        grid: PatchGrid,
+        over: str,
+        operator: Callable[..., Any] | None = None,
+    ) -> dict[str, Any]:
+        """Reduce a whole field in this process; see :meth:`geopatch_dask.Patcher.reduce`.
+
+        Raises
+        ------
+        OptionError
+            When ``over`` is unknown, or needs an operator.
+        """
+        from geopatch_dask.aggregation.passes import (  # passes builds on this module
+            FieldPass,
+            OutputPass,
+            Pass,
+            reduce_leaves,
+        )
+
+        source: Pass = FieldPass(field, grid)
+        if over == "output":
+            if operator is None:
+                raise OptionError('over="output" reduces what an operator returns: give one')
+            call = operator
+            source = OutputPass(field, grid, lambda patches: [call(p.data) for p in patches])
+        elif over != "field":
+            raise OptionError(f"over {over!r} is neither 'field' nor 'output'")
+        return dict(self.finalize(reduce_leaves(source, self, 0, source.leaves)))
 
 
 def merge_tree(statistic: Statistic, states: Sequence[StatisticState]) -> StatisticState:

@@ -137,7 +137,7 @@ class SoftVote(Aggregation):
         position = self.axis + len(leading) if self.axis < 0 else self.axis
         if not 0 <= position < len(leading) or leading[position] != self.k:
             raise OperatorError(
-                f"SoftVote({self.k}, axis={self.axis}) needs {self.k} classes on that axis, but the "
+                f"SoftVote({self.k}, axis={self.axis}) needs {self.k} classes there, but the "
                 f"operator's axes before the patch are {leading}; name the one that holds them"
             )
         return position

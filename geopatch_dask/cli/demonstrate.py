@@ -41,7 +41,7 @@ def demo(args: argparse.Namespace) -> int:
             return judged(False, report.supertiles, len(report.failures), 0, False, _first(report))
         reference = _reference(job, folder, args.overwrite)
     found = _picture(folder, plan, reference)
-    _closing(folder, report, found, time.monotonic() - began)
+    _closing(folder, plan, report, found, time.monotonic() - began)
     return INCOMPLETE if found.differing else OK
 
 
@@ -88,7 +88,9 @@ def _picture(folder: Path, plan: gp.Plan, reference: gp.Plan) -> Comparison:
     return compared
 
 
-def _closing(folder: Path, report: Report, found: Comparison, seconds: float) -> None:
+def _closing(
+    folder: Path, plan: gp.Plan, report: Report, found: Comparison, seconds: float
+) -> None:
     """Where everything is, and what to try next."""
     if report.skipped == report.supertiles:
         out(f"nothing was recomputed: all {report.supertiles} super-tiles were done before")
@@ -116,7 +118,8 @@ def _closing(folder: Path, report: Report, found: Comparison, seconds: float) ->
         (f"geopatch demo{_again(folder)}", "again: finds everything done"),
         (f"geopatch plan {here}/demo.toml --outer auto", "what would be cheapest, and why"),
         (
-            f"geopatch run {here}/demo.toml --outer 512 --target {here}/other.zarr",
+            f"geopatch run {here}/demo.toml --outer {plan.layout.chunks[0]} "
+            f"--target {here}/other.zarr",
             "another layout, the same bytes",
         ),
     ):

@@ -100,8 +100,8 @@ class Job:
             For whatever makes no sense, before anything is written.
         """
         output = self._section("output")
-        found = {name: output.pop(name, None) for name in ("chunks", "shards", "storage_options")}
-        target = self.target
+        found = {name: output.pop(name, None) for name in ("chunks", "shards")}
+        target = gp.Location(self.target, output.pop("storage_options", None))
         output.pop("target")
         return {
             "field": self._field(),

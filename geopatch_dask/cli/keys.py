@@ -115,6 +115,7 @@ KEYS: tuple[Key, ...] = (
     _key("output", "missing", "number", "by which the operator says: no answer"),
     _key("output", "name", "text", "of the array (default: data)", "--name NAME"),
     _key("output", "dims", "names", "names of the operator's leading axes"),
+    _key("output", "scale", "any", "cells of the output per cell of the field", "--scale N"),
     _key("output", "attrs", "table", "CF attributes of the array"),
     _key("output", "storage_options", "table", "for fsspec; secrets as 'env:NAME'"),
     _key("run", "outer", "any", "super-tiles in cells (default: auto)", "--outer N,..."),

@@ -1,7 +1,8 @@
 """How a run is going: a bar on a terminal, lines in a log.
 
 Both say the same: super-tiles done of all, patches, bytes, failures, and when it will be over.  The
-estimate is the plain one, ``elapsed * left / done``, over what *this* run has done.
+estimate is the plain one, ``elapsed * left / done``, over what *this* run has done, counted from the
+start of its first super-tile: how long workers took to start says nothing about the rest.
 """
 
 from __future__ import annotations
@@ -52,13 +53,16 @@ class Counts:
     written: int = 0
     clock: Callable[[], float] = time.monotonic
     began: float = field(init=False)
+    working: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self.began = self.clock()
+        self.began = self.working = self.clock()
 
     def add(self, outcome: Outcome, todo: int) -> None:
         """Count one super-tile of ``todo`` in this run."""
         self.before = self.total - todo
+        if not self.done:
+            self.working = max(self.clock() - sum(outcome.seconds.values()), self.began)
         self.done += 1
         self.failed += outcome.state == "failed"
         self.patches += outcome.numbers.get("patches", 0)
@@ -73,14 +77,19 @@ class Counts:
     @property
     def seconds(self) -> float:
         """Since the start."""
-        return max(self.clock() - self.began, 1e-9)
+        return self.clock() - self.began
+
+    @property
+    def pace(self) -> float:
+        """Seconds since the first super-tile was started."""
+        return max(self.clock() - self.working, 1e-9)
 
     @property
     def eta(self) -> float | None:
         """Seconds left, or None before anything is done."""
         if not self.done:
             return None
-        return self.seconds * (self.total - self.reached) / self.done
+        return self.pace * (self.total - self.reached) / self.done
 
     def short(self) -> str:
         """For a bar."""
@@ -101,9 +110,9 @@ class Counts:
         before = f", {self.before} of them before" if self.before else ""
         text = (
             f"{self.reached}/{self.total} super-tiles ({share:.0%}{before}), "
-            f"{self.patches:,} patches ({self.patches / self.seconds:,.1f}/s), "
+            f"{self.patches:,} patches ({self.patches / self.pace:,.1f}/s), "
             f"{bytes_text(self.read)} read, {bytes_text(self.written)} written "
-            f"({bytes_text(self.written / self.seconds)}/s), {self.failed} failed"
+            f"({bytes_text(self.written / self.pace)}/s), {self.failed} failed"
         )
         if self.reached >= self.total:
             return f"{text}, after {seconds_text(self.seconds)}"

@@ -8,11 +8,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from geopatch_dask.aggregation import Output
+from geopatch_dask.aggregation.statistic import Statistic
 from geopatch_dask.errors import RunIncomplete
 from geopatch_dask.execute.graph import TaskGraph, compile_graph
 from geopatch_dask.execute.prepare import finished, prepare, unfinished
 from geopatch_dask.execute.report import Report
 from geopatch_dask.execute.runners import Scheduler, machine, resources, run_graph
+from geopatch_dask.execute.stage import recorded_context
 from geopatch_dask.execute.tile import Outcome
 from geopatch_dask.patch.geometry import Cells
 from geopatch_dask.patch.patcher import Patcher
@@ -103,12 +105,22 @@ class Plan(PlanBase):
             if progress is not None:
                 progress(outcome, sum(report.summary.states.values()), len(todo))
 
-        run_graph(self, compile_graph(self, todo, prepared=True), client, on_outcome)
+        context = self._recorded_context(report)
+        run_graph(self, compile_graph(self, todo, True, context), client, on_outcome)
         report.complete = is_complete(self.target)
         report.seconds = time.perf_counter() - began
         Ledger(self.target, self.fingerprint).write_report(report.to_json())
         _judge(report, on_failure)
         return report
+
+    def _recorded_context(self, report: Report) -> dict[str, Any] | None:
+        """What an earlier run found in pass 1, if it can be trusted."""
+        if self.context is None:
+            return None
+        context, problem = recorded_context(self)
+        if problem:
+            report.problems.append(problem)
+        return context
 
 
 def _judge(report: Report, on_failure: str) -> None:
@@ -145,7 +157,8 @@ def plan(
     memory_limit: int | str | None = None,
     slots: int | None = None,
     output: Output | Mapping[str, Output] | None = None,
-    storage_options: Mapping[str, Any] | None = None,
+    context: Statistic | None = None,
+    over: Operator | Callable[..., Any] | str = "field",
 ) -> Plan:
     """Decide how a field will be reconstructed; nothing is written.
 
@@ -156,7 +169,7 @@ def plan(
     operator : callable, Operator or ``"module:name"``
         Tried on the first, the middle and the last patch, to learn dtype, shape, time and memory.
     target : path, URL, Location or zarr store
-        Where the Zarr will be.
+        Where the Zarr will be; ``Location(url, storage_options)`` where fsspec needs options.
     outer : "auto", Patcher, tuple, mapping or int
         Super-tiles.  ``"auto"``: the cheapest that memory and slots allow.  Else a Patcher of
         super-tiles (step equal to size), or cells per patch axis.
@@ -168,8 +181,12 @@ def plan(
         Super-tiles computed at the same time; the cores of this machine by default.
     output : Output, or mapping of str to Output
         Name, dtype, fill value, scale and attributes of the array, where the defaults do not do.
-    storage_options : mapping
-        For the target; secrets only as ``"env:NAME"``.
+    context : Statistic
+        Computed in a first pass; the operator is then called with ``context=``, a dict.
+    over : "field", "output", or an operator
+        What the first pass sees: each cell of the field once; what the operator returns for each
+        patch once (it is called with ``context=None``); or what another operator returns, which
+        may be a vector of parameters per patch.
 
     Returns
     -------
@@ -181,8 +198,7 @@ def plan(
         Each in one line that names the remedy; nothing has been written then.
     """
     here, share = machine()
-    return build(
-        Plan,
+    decided = build(
         field,
         patcher,
         operator,
@@ -193,8 +209,10 @@ def plan(
         memory_limit=share if memory_limit is None else parse_bytes(memory_limit),
         slots=here if slots is None else slots,
         output=output,
-        storage_options=storage_options,
+        context=context,
+        over=over,
     )
+    return Plan(**decided)
 
 
 def reconstruct(

@@ -4,6 +4,8 @@
 
     plan-<fp>                 the plan, once; every tile depends on this one key
        |
+    context-<fp>              what pass 1 found, where there is one (execute/stage.py)
+       |
     (tile-<fp>, i)            computes, writes and records super-tile i; returns an Outcome
        |
     (merge-<fp>, level, j)    sums of outcomes, FAN_IN at a time
@@ -27,6 +29,7 @@ from dask.base import DaskMethodsMixin
 from dask.task_spec import DataNode, List, Task, TaskRef
 
 from geopatch_dask.execute.prepare import forget_other_layouts, prepare
+from geopatch_dask.execute.stage import join_states, leaf_runs, run_leaves, settle_context
 from geopatch_dask.execute.tile import Outcome, layout_digest, run_tile
 from geopatch_dask.planning.core import PlanBase
 from geopatch_dask.planning.identity import digest
@@ -116,12 +119,16 @@ class TaskGraph(DaskMethodsMixin, Mapping[Any, Any]):
         Keys of the tile tasks, in order of ordinals.
     result : str
         Key of the finishing task.
+    context : str or None
+        Key of what pass 1 finds.
     """
 
     __dask_scheduler__ = staticmethod(threaded.get)
 
     def __init__(self, tasks: dict[Any, Any], tiles: list[Any], result: str) -> None:
         self._tasks, self.tiles, self.result = tasks, tiles, result
+        found = [key for key in tasks if isinstance(key, str) and key.startswith("context-")]
+        self.context: str | None = found[0] if found else None
 
     def __getitem__(self, key: Any) -> Any:
         return self._tasks[key]
@@ -163,7 +170,12 @@ def _rebuilt(tasks: dict[Any, Any], tiles: list[Any], result: str, rename: Any =
     return TaskGraph(dict(tasks), tiles, result)
 
 
-def compile_graph(plan: PlanBase, todo: Sequence[int], prepared: bool) -> TaskGraph:
+def compile_graph(
+    plan: PlanBase,
+    todo: Sequence[int],
+    prepared: bool,
+    context: Mapping[str, Any] | None = None,
+) -> TaskGraph:
     """Compile a plan.
 
     Parameters
@@ -173,6 +185,8 @@ def compile_graph(plan: PlanBase, todo: Sequence[int], prepared: bool) -> TaskGr
         Ordinals of the super-tiles to compute; the others are taken as done.
     prepared : bool
         Whether the target exists already; else the first task creates it.
+    context : mapping or None
+        What an earlier run found in pass 1; None: it is computed, where the plan has one.
     """
     short = _token(plan)
     plan_key, result = f"plan-{short}", f"finish-{short}"
@@ -182,10 +196,11 @@ def compile_graph(plan: PlanBase, todo: Sequence[int], prepared: bool) -> TaskGr
     else:
         tasks[f"spec-{short}"] = DataNode(f"spec-{short}", plan)
         tasks[plan_key] = Task(plan_key, _prepared, TaskRef(f"spec-{short}"))
+    known = _context_tasks(plan, plan_key, short, context, tasks) if plan.context and todo else []
     tiles: list[Any] = []
     for i in todo:
         key = (f"tile-{short}", i)
-        tasks[key] = Task(key, run_tile, TaskRef(plan_key), i)
+        tasks[key] = Task(key, run_tile, TaskRef(plan_key), i, *known)
         tiles.append(key)
     level, width = 0, tiles
     while len(width) > 1 or level == 0:
@@ -199,6 +214,36 @@ def compile_graph(plan: PlanBase, todo: Sequence[int], prepared: bool) -> TaskGr
     before = plan.n_supertiles - len(todo)
     tasks[result] = Task(result, _finish, TaskRef(plan_key), TaskRef(width[0]), before)
     return TaskGraph(tasks, tiles, result)
+
+
+def _context_tasks(
+    plan: PlanBase,
+    plan_key: str,
+    short: str,
+    context: Mapping[str, Any] | None,
+    tasks: dict[Any, Any],
+) -> list[TaskRef]:
+    """Add pass 1, or its recorded result, to the tasks; what a tile task takes of it."""
+    key = f"context-{short}"
+    if context is not None:
+        tasks[key] = DataNode(key, context)
+        return [TaskRef(key)]
+    level: list[Any] = []
+    for i, (first, last) in enumerate(leaf_runs(plan)):
+        node: Any = (f"stat-{short}", i)
+        tasks[node] = Task(node, run_leaves, TaskRef(plan_key), first, last)
+        level.append(node)
+    depth = 0
+    while len(level) > 1:
+        joined = []
+        for j in range(0, len(level) - 1, 2):
+            node = (f"join-{short}", depth, j // 2)
+            pair = (TaskRef(level[j]), TaskRef(level[j + 1]))
+            tasks[node] = Task(node, join_states, TaskRef(plan_key), *pair)
+            joined.append(node)
+        level, depth = joined + level[len(joined) * 2 :], depth + 1
+    tasks[key] = Task(key, settle_context, TaskRef(plan_key), TaskRef(level[0]))
+    return [TaskRef(key)]
 
 
 def _token(plan: PlanBase) -> str:

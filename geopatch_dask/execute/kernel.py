@@ -19,9 +19,10 @@ import math
 import time
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -66,10 +67,14 @@ class Kernel:
     plan : PlanBase
     write : callable ``(name, box, values) -> bytes``
         Called once per array and row of write units, top to bottom, with whole write units.
+    context : mapping or None
+        What pass 1 found.
     """
 
-    def __init__(self, plan: PlanBase, write: Write) -> None:
-        self.plan, self.write = plan, write
+    def __init__(
+        self, plan: PlanBase, write: Write, context: Mapping[str, Any] | None = None
+    ) -> None:
+        self.plan, self.write, self.context = plan, write, context
         self.grid = plan.grid
         self.members = {product.key: product.aggregation for product in plan.products}
         self.outputs = [_Output(product, plan.grid) for product in plan.products]
@@ -119,7 +124,7 @@ class Kernel:
     ) -> Patch:
         anchor = tuple(int(v) for v in corner)
         return Patch(
-            # A copy, always: the block slides on before a batch is full, and operators may scribble.
+            # A copy, always: the block slides on before a batch is full; operators may scribble.
             data=np.array(self.grid.extract(block, origin, anchor), order="C"),
             anchor=anchor,
             ordinal=int(ordinal),
@@ -140,7 +145,7 @@ class Kernel:
         if not pending:
             return
         with self._phase(counts, "operate"):
-            results = self.plan.operator.run(pending, self.plan.scale)
+            results = self.plan.operator.run(pending, self.plan.scale, self.context)
         with self._phase(counts, "aggregate"):
             for patch, result in zip(pending, results, strict=True):
                 named = entries(result, self.members)

@@ -10,6 +10,7 @@ import os
 import signal
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import ExitStack, contextmanager
+from multiprocessing import resource_tracker
 from typing import Any
 
 import dask
@@ -39,6 +40,11 @@ _SPAWN = "distributed.nanny.pre-spawn-environ"
 #: size from which glibc maps memory at 128 kB, so that every temporary of an operator is mapped,
 #: zeroed and unmapped again: 7.2 ms of CPU instead of 1.1 for elementwise work on 256 x 256 cells.
 _MALLOC = {"MALLOC_TRIM_THRESHOLD_": 32 << 20, "MALLOC_MMAP_THRESHOLD_": 4 << 20}
+#: What workers log: memory, which decides runs, but not how a connection or a cancelled task ended
+#: (failures of a super-tile come back as outcomes).
+_LOGGING = {
+    "DASK_LOGGING": "{'distributed.worker': 'critical', 'distributed.worker.memory': 'warning'}"
+}
 
 
 def machine() -> tuple[int, int]:
@@ -106,7 +112,7 @@ def _check_reachable(plan: PlanBase, scheduler: Scheduler) -> None:
 @contextmanager
 def local_client(plan: PlanBase, tasks: int) -> Iterator[Client]:
     """A cluster of single-threaded processes on this machine, on loopback, for one run."""
-    environment = dask.config.get(_SPAWN) | _MALLOC
+    environment = dask.config.get(_SPAWN) | _MALLOC | _LOGGING
     with (
         dask.config.set({"distributed.scheduler.worker-ttl": None, _SPAWN: environment}),
         ExitStack() as stack,
@@ -139,6 +145,7 @@ def _interrupted_later() -> Iterator[None]:
     processes inherit the mask of the thread that starts them; ours is restored at the end, and an
     interrupt that came meanwhile is raised there.
     """
+    resource_tracker.ensure_running()  # whoever starts it, unblocks the signal after it
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -147,13 +154,18 @@ def _interrupted_later() -> Iterator[None]:
 
 
 def _run_client(graph: TaskGraph, client: Client, on_outcome: OnOutcome) -> None:
-    keys = [*graph.tiles, graph.result]
+    first = [graph.context] if graph.context else []
+    keys = [*first, *graph.tiles, graph.result]
     futures = client.get(dict(graph), keys, sync=False)
     names = {future.key: key for future, key in zip(futures, keys, strict=True)}
     try:
         for future in as_completed(futures):
             key = names[future.key]
-            if future.status == "error" and key != graph.result:
+            if key == graph.context:
+                if future.status == "error":
+                    client.cancel(futures)
+                    future.result()  # pass 1 failed: nothing else can run
+            elif future.status == "error" and key != graph.result:
                 on_outcome(_lost(key, future.exception()))
             elif key != graph.result:
                 on_outcome(future.result())

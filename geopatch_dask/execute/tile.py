@@ -64,7 +64,7 @@ class Outcome:
     worker: str = ""
 
 
-def run_tile(plan: PlanBase, ordinal: int) -> Outcome:
+def run_tile(plan: PlanBase, ordinal: int, context: Mapping[str, Any] | None = None) -> Outcome:
     """Compute, write and record one super-tile; the function behind every tile task."""
     tile = plan.supertile(ordinal)
     ledger = Ledger(plan.target, plan.fingerprint)
@@ -81,7 +81,7 @@ def run_tile(plan: PlanBase, ordinal: int) -> Outcome:
         versions=_versions(),
     )
     try:
-        counts = _compute(plan, tile)
+        counts = _compute(plan, tile, context)
     except Exception as error:  # anything a user's operator may raise
         record = _failed(blank, error)
         ledger.put_failed(record)
@@ -105,7 +105,7 @@ def run_tile(plan: PlanBase, ordinal: int) -> Outcome:
     return _outcome(record)
 
 
-def _compute(plan: PlanBase, tile: SuperTile) -> Counts:
+def _compute(plan: PlanBase, tile: SuperTile, context: Mapping[str, Any] | None) -> Counts:
     arrays = {array.name: open_array(plan.target, array.name) for array in plan.arrays}
     written: list[tuple[str, Box]] = []
 
@@ -113,7 +113,7 @@ def _compute(plan: PlanBase, tile: SuperTile) -> Counts:
         written.append((name, box))
         return write_region(arrays[name], box, values)
 
-    counts = Kernel(plan, write).run(tile)
+    counts = Kernel(plan, write, context).run(tile)
     began = time.perf_counter()
     for name, box in written:  # the record must not outlive the data in a power cut
         sync_region(arrays[name], box)

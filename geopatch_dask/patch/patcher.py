@@ -5,8 +5,9 @@ This is the in-RAM path, and the reference that every distributed run must equal
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -23,7 +24,7 @@ from geopatch_dask.patch.patch import Patch
 from geopatch_dask.patch.sampler import Sampler
 from geopatch_dask.patch.window import Boxcar, Window
 
-__all__ = ["Merger", "Patcher", "Readable"]
+__all__ = ["Merger", "Patcher", "Readable", "Reducer", "patch_of", "read_cells"]
 
 
 class Readable(Protocol):
@@ -53,6 +54,20 @@ class Merger(Protocol):
 
     def get_config(self) -> dict[str, Any]:
         """Plain JSON."""
+        ...
+
+
+class Reducer(Protocol):
+    """What the patcher needs of a statistic; see :mod:`geopatch_dask.aggregation.statistic`."""
+
+    def collect(
+        self,
+        field: Readable,
+        grid: PatchGrid,
+        over: str,
+        operator: Callable[..., Any] | None,
+    ) -> dict[str, Any]:
+        """Reduce a whole field."""
         ...
 
 
@@ -133,7 +148,7 @@ class Patcher:
         """Patches in ordinal order, each read when it is asked for."""
         grid = self.grid(field.domain)
         for ordinal, anchor in enumerate(grid.anchors):
-            yield _cut(field, grid, ordinal, anchor)
+            yield patch_of(field, grid, ordinal, anchor)
 
     def patch_at(self, field: Readable, where: int | Sequence[int]) -> Patch:
         """One patch, by ordinal or by anchor; equal to the one :meth:`split` gives.
@@ -148,14 +163,14 @@ class Patcher:
         grid = self.grid(field.domain)
         if isinstance(where, int | np.integer):
             ordinal = int(where) % max(len(grid.anchors), 1)
-            return _cut(field, grid, ordinal, grid.anchors[int(where)])
+            return patch_of(field, grid, ordinal, grid.anchors[int(where)])
         anchor = tuple(int(v) for v in where)
         if len(anchor) != len(grid.dims):
             raise OptionError(f"no anchor at {anchor}: the patch axes are {', '.join(grid.dims)}")
         found = grid.anchors.within(anchor, [a + 1 for a in anchor])
         if not len(found):
             raise OptionError(f"no patch has its anchor at {anchor}; see patcher.anchors(field)")
-        return _cut(field, grid, int(found[0]), anchor)
+        return patch_of(field, grid, int(found[0]), anchor)
 
     def merge(
         self, patches: Iterable[Patch], domain: GridDomain | Readable, output: Any = None
@@ -178,6 +193,61 @@ class Patcher:
         """
         where = domain if isinstance(domain, GridDomain) else domain.domain
         return self.aggregation.collect(patches, self.grid(where), output)
+
+    def reduce(
+        self,
+        field: Readable,
+        statistic: Reducer,
+        over: str = "field",
+        operator: Callable[..., Any] | None = None,
+    ) -> dict[str, Any]:
+        """A statistic in this process: the same numbers as the first pass of a plan.
+
+        Parameters
+        ----------
+        field : Field
+        statistic : Statistic
+        over : {"field", "output"}
+            Each cell of the field once; or what ``operator`` makes of each patch, once.
+        operator : callable ``array -> array``
+            For ``over="output"``.
+
+        Returns
+        -------
+        dict of str to number or ndarray
+        """
+        return statistic.collect(field, self.grid(field.domain), over, operator)
+
+    def two_pass(
+        self,
+        field: Readable,
+        operator: Callable[..., Any],
+        statistic: Reducer,
+        over: Callable[..., Any] | str = "field",
+        output: Any = None,
+    ) -> Any:
+        """Reduce, then split, operate and merge with the result, in this process.
+
+        Parameters
+        ----------
+        field, statistic
+            As for :meth:`reduce`.
+        operator : callable ``(array, context=...) -> array``
+            ``context`` is what :meth:`reduce` returned; None in a first pass over its own output.
+        over : "field", "output", or a callable ``array -> array``
+            What the first pass sees: the field, what ``operator`` makes of it with
+            ``context=None``, or what another function makes of it.
+        output
+            As for :meth:`merge`.
+        """
+        if callable(over):
+            context = self.reduce(field, statistic, "output", over)
+        else:
+            context = self.reduce(field, statistic, over, partial(operator, context=None))
+        patches = (
+            patch.with_data(operator(patch.data, context=context)) for patch in self.split(field)
+        )
+        return self.merge(patches, field.domain, output)
 
     # ---- configuration --------------------------------------------------------------------
 
@@ -217,7 +287,8 @@ class Patcher:
         return cls(**axes)
 
 
-def _cut(field: Readable, grid: PatchGrid, ordinal: int, anchor: tuple[int, ...]) -> Patch:
+def patch_of(field: Readable, grid: PatchGrid, ordinal: int, anchor: tuple[int, ...]) -> Patch:
+    """Read one patch."""
     source = grid.source(anchor)
     data = grid.extract(read_cells(field, grid, source), source.start, anchor)
     footprint = grid.footprint(anchor)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from geopatch_dask import fields
 from geopatch_dask.aggregation import Output
 from geopatch_dask.aggregation.coverage import count_dtype
 from geopatch_dask.aggregation.several import members_of, outputs_for
+from geopatch_dask.aggregation.statistic import Statistic
 from geopatch_dask.errors import AlignmentError, OptionError
 from geopatch_dask.fields.base import Field
 from geopatch_dask.fields.raster import RasterField
@@ -22,7 +23,8 @@ from geopatch_dask.patch.grid import PatchGrid
 from geopatch_dask.patch.patcher import Patcher
 from geopatch_dask.patch.sampler import RegularStride
 from geopatch_dask.planning.choose import Candidate, check_memory, choose
-from geopatch_dask.planning.core import PlanBase, fingerprint_parts, output_domain
+from geopatch_dask.planning.context import Context
+from geopatch_dask.planning.core import fingerprint_parts, output_domain
 from geopatch_dask.planning.cost import cost_of
 from geopatch_dask.planning.memory import MemoryModel, MemoryPlan, Shapes, memory_of
 from geopatch_dask.planning.operator import Operator
@@ -32,8 +34,6 @@ from geopatch_dask.planning.sweep import sweep_of
 from geopatch_dask.store.location import Location
 
 __all__ = ["MemoryOf", "build"]
-
-P = TypeVar("P", bound=PlanBase)
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,6 @@ class MemoryOf:
 
 
 def build(
-    cls: type[P],
     field: Any,
     patcher: Patcher,
     operator: Operator | Callable[..., Any] | str,
@@ -124,15 +123,22 @@ def build(
     memory_limit: int,
     slots: int,
     output: Output | Mapping[str, Output] | None = None,
-    storage_options: Mapping[str, Any] | None = None,
-) -> P:
-    """Decide everything; see :func:`geopatch_dask.plan` for the arguments."""
+    context: Statistic | None = None,
+    over: Operator | Callable[..., Any] | str = "field",
+) -> dict[str, Any]:
+    """The fields of a plan; see :func:`geopatch_dask.plan` for the arguments."""
     source = fields.as_field(field)
     if not isinstance(patcher, Patcher):
         raise OptionError(f"patcher must be a Patcher, got {patcher!r}")
     run = Operator.of(operator)
+    first = None
+    if context is not None:
+        run = replace(run, context=True)
+        first = Context.of(context, over)
+    elif not isinstance(over, str) or over != "field":
+        raise OptionError("over= belongs to a first pass: give context= a statistic")
     run.check_picklable()
-    location = Location.of(target, storage_options)
+    location = Location.of(target)
     members = members_of(patcher.aggregation)
     outputs = outputs_for(members, output)
     scale = _one_scale(outputs)
@@ -143,7 +149,8 @@ def build(
         _over_axes(chunks, source, grid, "chunks"),
         _over_axes(shards, source, grid, "shards"),
     )
-    found = probe(source, patcher, run, scale)
+    known = first.standin(source, patcher, run) if first is not None else None
+    found = probe(source, patcher, run, scale, known)
     products = tuple(
         product_of(key, found, outputs[key], member, source, grid)
         for key, member in members.items()
@@ -154,7 +161,7 @@ def build(
     base = Layout(grid.dims, grid.shape, cut or kept, kept, cut)
     layout, rejected = _layout(outer, base, source, grid, memory, memory_limit, slots, model)
     output_domain(source.domain, products, grid)
-    return cls(
+    return dict(  # noqa: C408  # reads as the call it becomes
         field=source,
         patcher=patcher,
         operator=run,
@@ -162,11 +169,12 @@ def build(
         layout=layout,
         products=products,
         memory=memory(layout),
-        parts=fingerprint_parts(source, patcher, run, products, grid),
+        parts=fingerprint_parts(source, patcher, run, products, grid, first),
         memory_limit=memory_limit,
         slots=slots,
         seconds_per_patch=found.seconds,
         scale=scale,
+        context=first,
         rejected=tuple(c.to_json() for c in rejected),
     )
 

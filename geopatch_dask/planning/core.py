@@ -20,6 +20,7 @@ import numpy as np
 from geopatch_dask import fields
 from geopatch_dask.aggregation import Aggregation
 from geopatch_dask.aggregation.several import members_of
+from geopatch_dask.aggregation.statistic import Statistic
 from geopatch_dask.errors import GeopatchError, OptionError, RecordError
 from geopatch_dask.fields.base import Field
 from geopatch_dask.patch.boxes import Box
@@ -27,6 +28,7 @@ from geopatch_dask.patch.config import object_name, to_json
 from geopatch_dask.patch.domain import Affine6, Coordinate, GridDomain, RasterDomain
 from geopatch_dask.patch.grid import UNIT, PatchGrid
 from geopatch_dask.patch.patcher import Patcher
+from geopatch_dask.planning.context import Context
 from geopatch_dask.planning.cost import Cost, cost_of
 from geopatch_dask.planning.identity import code_identity, digest
 from geopatch_dask.planning.memory import MemoryPlan
@@ -67,6 +69,8 @@ class PlanBase:
         Measured at plan time.
     scale : Fraction
         Output cells per field cell.
+    context : Context or None
+        The first pass, where there is one.
     rejected : tuple of dict
         Layouts that were considered and lost, with the reason.
     """
@@ -83,6 +87,7 @@ class PlanBase:
     slots: int
     seconds_per_patch: float = 0.0
     scale: Fraction = UNIT
+    context: Context | None = None
     rejected: tuple[Mapping[str, Any], ...] = attribute(default=())
 
     def __getstate__(self) -> dict[str, Any]:
@@ -150,6 +155,7 @@ class PlanBase:
             "layout": asdict(self.layout),
             "products": to_json(products),
             "scale": str(self.scale),
+            "context": self.context and _or_none(lambda: _context_config(self.context)),
             "memory": asdict(self.memory),
             "memory_limit": self.memory_limit,
             "slots": self.slots,
@@ -199,6 +205,7 @@ class PlanBase:
             layout=Layout(**{k: _tuples(v) for k, v in data["layout"].items()}),
             products=tuple(_product(stored, members) for stored in data["products"]),
             scale=Fraction(data["scale"]),
+            context=_context(data),
             memory=MemoryPlan(**data["memory"]),
             parts=data["parts"],
             memory_limit=data["memory_limit"],
@@ -226,6 +233,7 @@ def fingerprint_parts(
     operator: Operator,
     products: Sequence[Product],
     grid: PatchGrid,
+    context: Context | None = None,
 ) -> dict[str, Any]:
     """What decides the values, part by part, as JSON."""
     window = patcher.window if any(p.aggregation.weighted for p in products) else None
@@ -243,6 +251,8 @@ def fingerprint_parts(
             **{array.name: _array_parts(p, array) for p in products for array in p.arrays},
         },
     }
+    if context is not None:
+        parts["context"] = context.identity()
     if window is not None and not window.separable:
         parts["weights"] = code_identity(window.weights(grid.out_size))
     return json.loads(json.dumps(to_json(parts)))  # type: ignore[no-any-return]  # a mapping still
@@ -344,6 +354,26 @@ def _operator_config(operator: Operator) -> dict[str, Any]:
             raise OptionError("a function of __main__ cannot be imported elsewhere")
         config["function"] = name
     return to_json(config)  # type: ignore[no-any-return]  # a mapping stays a mapping
+
+
+def _context_config(context: Context | None) -> dict[str, Any] | None:
+    if context is None:
+        return None
+    fit = context.fit and _operator_config(context.fit)
+    return {"statistic": to_json(context.statistic), "over": context.over, "fit": fit}
+
+
+def _context(data: Mapping[str, Any]) -> Context | None:
+    """The first pass of a stored plan; its fingerprint says whether there was one."""
+    stored = data["context"]
+    if stored is None:
+        if "context" in data["parts"]:
+            raise OptionError("the first pass of the stored plan was in memory only; plan again")
+        return None
+    fit = stored["fit"]
+    return Context(
+        Statistic.from_config(stored["statistic"]), stored["over"], fit and Operator(**fit)
+    )
 
 
 def _or_none(call: Any) -> Any:

@@ -57,9 +57,8 @@ def code_identity(obj: Any) -> str:
     constants of their own module that they name.  Partials and callable
     objects: what they are made of.  Arrays: their bytes.  Anything else: its pickle.
     """
-    seen: set[int] = set()
     sha = hashlib.sha256()
-    _feed(sha.update, obj, seen)
+    _feed(sha.update, obj, {})
     return sha.hexdigest()[:24]
 
 
@@ -67,20 +66,25 @@ _ATOMS = (str, bytes, int, float, complex, bool, type(None))
 _DATA = (str, bytes, int, float, complex, bool, list, tuple, dict, np.ndarray)
 
 
-def _feed(update: Callable[[bytes], None], obj: Any, seen: set[int]) -> None:
-    """Feed what an object is made of; containers and functions recurse."""
+#: Digests of objects by id; the object is held too, so that no id is used twice.
+_Known = dict[int, tuple[Any, bytes]]
+
+
+def _feed(update: Callable[[bytes], None], obj: Any, known: _Known) -> None:
+    """Feed the digest of what an object is made of; containers and functions recurse."""
     if isinstance(obj, _ATOMS):
         update(_text(type(obj).__name__, repr(obj)))
-    elif id(obj) in seen:
-        update(_text("again"))
-    else:
-        seen.add(id(obj))
-        parts = _parts(update, obj, seen)
-        for part in parts:
-            _feed(update, part, seen)
+        return
+    if id(obj) not in known:
+        sha = hashlib.sha256()
+        known[id(obj)] = (obj, b"again")  # what it holds may hold it
+        for part in _parts(sha.update, obj, known):
+            _feed(sha.update, part, known)
+        known[id(obj)] = (obj, sha.digest())
+    update(known[id(obj)][1])
 
 
-def _parts(update: Callable[[bytes], None], obj: Any, seen: set[int]) -> list[Any]:
+def _parts(update: Callable[[bytes], None], obj: Any, known: _Known) -> list[Any]:
     """Feed the kind of an object and give back what is inside it."""
     match obj:
         case functools.partial():
@@ -90,7 +94,7 @@ def _parts(update: Callable[[bytes], None], obj: Any, seen: set[int]) -> list[An
             update(_text("method", obj.__name__))
             return [obj.__self__]
         case FunctionType():
-            _feed_function(update, obj, seen)
+            _feed_function(update, obj, known)
         case ModuleType():
             update(_text("module", obj.__name__))
         case type():
@@ -117,22 +121,22 @@ def _text(*words: object) -> bytes:
     return ("\0".join(map(str, words)) + "\1").encode()
 
 
-def _feed_function(update: Callable[[bytes], None], obj: FunctionType, seen: set[int]) -> None:
+def _feed_function(update: Callable[[bytes], None], obj: FunctionType, known: _Known) -> None:
     source = _source(obj)
     update(f"function\0{obj.__qualname__}\0{source}\1".encode())
     if not source:
-        _feed_code(update, obj.__code__, seen)
-    _feed(update, obj.__defaults__, seen)
-    _feed(update, obj.__kwdefaults__, seen)
+        _feed_code(update, obj.__code__, known)
+    _feed(update, obj.__defaults__, known)
+    _feed(update, obj.__kwdefaults__, known)
     for name in _names(obj.__code__):
         value = obj.__globals__.get(name)
         ours = isinstance(value, FunctionType) and value.__module__ == obj.__module__
         if ours or isinstance(value, _DATA):  # helpers and constants of the same module
             update(_text("global", name))
-            _feed(update, value, seen)
+            _feed(update, value, known)
     for cell in obj.__closure__ or ():
         try:
-            _feed(update, cell.cell_contents, seen)
+            _feed(update, cell.cell_contents, known)
         except ValueError:  # a cell that is still empty
             update(b"empty\1")
 
@@ -143,14 +147,14 @@ def _names(code: CodeType) -> list[str]:
     return sorted({*code.co_names, *inner})
 
 
-def _feed_code(update: Callable[[bytes], None], code: CodeType, seen: set[int]) -> None:
+def _feed_code(update: Callable[[bytes], None], code: CodeType, known: _Known) -> None:
     update(code.co_code)
     update(repr(code.co_names).encode())
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            _feed_code(update, constant, seen)
+            _feed_code(update, constant, known)
         else:
-            _feed(update, constant, seen)
+            _feed(update, constant, known)
 
 
 def _source(obj: Any) -> str:

@@ -67,6 +67,9 @@ class Operator:
     version : str or None
         Names this version of the operator.  By default its identity is its name and source; give a
         version when weights change behind the same source, or when the source is not to matter.
+    context : bool
+        Whether the function takes ``context=``, the result of a first pass; set by a plan that has
+        one.
     memory : int, bytes
         Working memory of one call beyond inputs and results, where the measurement at plan time
         cannot see it (allocations outside numpy, such as a model's).
@@ -80,6 +83,7 @@ class Operator:
     missing: Literal["pass", "mask"] = "pass"
     fill: float = 0.0
     version: str | None = None
+    context: bool = False
     memory: int = 0
 
     def __post_init__(self) -> None:
@@ -172,14 +176,22 @@ class Operator:
                 _built[key] = made
             return _built[key]
 
-    def run(self, patches: Sequence[Patch], scale: Fraction = UNIT) -> list[Any]:
+    def run(
+        self,
+        patches: Sequence[Patch],
+        scale: Fraction | None = UNIT,
+        context: Mapping[str, Any] | None = None,
+    ) -> list[Any]:
         """Apply to some patches of one shape: at most ``batch`` of them.
 
         Parameters
         ----------
         patches : sequence of Patch
-        scale : Fraction
-            Cells of the result per cell of the patch, along every patch axis.
+        scale : Fraction or None
+            Cells of the result per cell of the patch, along every patch axis; None: the result may
+            have any shape.
+        context : mapping or None
+            For operators with ``context=True``, what pass 1 found.
 
         Returns
         -------
@@ -194,12 +206,16 @@ class Operator:
         """
         call = self.load()
         options = {} if self.factory else dict(self.options)
+        if self.context:
+            options["context"] = context
         if self.takes == "patch":
             results = [_bare(call(patch, **options)) for patch in patches]
         elif self.batch is None:
             results = [call(self._input(p.data), **options) for p in patches]
         else:
             results = self._run_batch(call, options, patches)
+        if scale is None:
+            return results
         return [
             map_arrays(partial(self._checked, patch=patch, scale=scale), result)
             for result, patch in zip(results, patches, strict=True)

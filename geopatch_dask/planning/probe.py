@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 import tracemalloc
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -104,7 +105,13 @@ class Probe:
     workspace: int
 
 
-def probe(field: Field, patcher: Patcher, operator: Operator, scale: Fraction = UNIT) -> Probe:
+def probe(
+    field: Field,
+    patcher: Patcher,
+    operator: Operator,
+    scale: Fraction = UNIT,
+    context: Mapping[str, Any] | None = None,
+) -> Probe:
     """Try the operator on the first, the middle and the last patch.
 
     Raises
@@ -122,7 +129,7 @@ def probe(field: Field, patcher: Patcher, operator: Operator, scale: Fraction = 
     seconds, workspace = float("inf"), 0
     for ordinal in sorted({0, n // 2, n - 1}):
         patch = patcher.patch_at(field, ordinal)
-        result, took, peak = _try(operator, patch, scale)
+        result, took, peak = _try(operator, patch, scale, context)
         for key, values in entries(result, members).items():
             kind = (values.shape[: values.ndim - patch.indices.ndim], str(values.dtype))
             if found.setdefault(key, kind) != kind:
@@ -135,7 +142,9 @@ def probe(field: Field, patcher: Patcher, operator: Operator, scale: Fraction = 
     return Probe(found, seconds, max(workspace, operator.memory))
 
 
-def _try(operator: Operator, patch: Patch, scale: Fraction) -> tuple[Any, float, int]:
+def _try(
+    operator: Operator, patch: Patch, scale: Fraction, context: Mapping[str, Any] | None
+) -> tuple[Any, float, int]:
     operator.load()
     batch = [patch] * (operator.batch or 1)
     tracing = tracemalloc.is_tracing()
@@ -145,7 +154,7 @@ def _try(operator: Operator, patch: Patch, scale: Fraction) -> tuple[Any, float,
     before = tracemalloc.get_traced_memory()[0]
     began = time.perf_counter()
     try:
-        result = operator.run(batch, scale)[0]
+        result = operator.run(batch, scale, context)[0]
         peak = tracemalloc.get_traced_memory()[1] - before
     except GeopatchError:
         raise

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -155,10 +156,10 @@ class StreamingHistogram(Statistic):
         """Bring both to one grid, then add."""
         if not self.range:
             other = {name: array.copy() for name, array in right.items()}
-            for band in np.ndindex(left["below"].shape):
+            for band in range(len(left["below"])):
                 span = float(left["min"][band]), float(left["max"][band])
-                self._widen(left, band[0], float(right["min"][band]), float(right["max"][band]))
-                self._widen(other, band[0], *span)
+                self._widen(left, band, float(right["min"][band]), float(right["max"][band]))
+                self._widen(other, band, *span)
             right = other
         for name in ("counts", "below", "above"):
             left[name] += right[name]
@@ -179,14 +180,14 @@ class StreamingHistogram(Statistic):
         if self.range:
             edges[:] = _Bins(*self.range, self.bins).edges
         else:
-            pairs = [self._gathered(state, band) for band in np.ndindex(len(counts))]
-            counts = np.array([c for c, _ in pairs], np.int64).reshape(-1, self.bins)
-            edges[:] = np.array([e for _, e in pairs]).reshape(edges.shape)
+            counts = np.empty((len(edges), self.bins), np.int64)
+            for band in range(len(edges)):
+                counts[band], edges[band] = self._gathered(state, band)
         below, above = state["below"].copy(), state["above"].copy()
         n = counts.sum(axis=1) + below + above
         return {"counts": counts, "edges": edges, "below": below, "above": above, "n": n}
 
-    def _gathered(self, state: StatisticState, band: tuple[int, ...]) -> tuple[Counts, Floats]:
+    def _gathered(self, state: StatisticState, band: int) -> tuple[Counts, Floats]:
         """Counts and edges of one band."""
         low, high = float(state["min"][band]), float(state["max"][band])
         if low > high:
@@ -253,7 +254,7 @@ class _Bins:
     high: float
     bins: int
 
-    @property
+    @cached_property
     def edges(self) -> Floats:
         """All edges."""
         return _even(self.low, self.high, self.bins)
@@ -267,7 +268,8 @@ class _Bins:
             piece = piece[~(below | above)]
         edges = self.edges
         guess = piece - self.low
-        guess *= self.bins / (self.high - self.low)
+        guess /= self.high - self.low
+        guess *= self.bins
         index = guess.astype(np.int64)
         np.minimum(index, self.bins - 1, out=index)
         # The guess is rounded: a value next to an edge may be on its other side.
@@ -299,7 +301,7 @@ def _range(given: Any, bins: int) -> tuple[float, float]:
         low, high = float(given[0]) + 0.0, float(given[1]) + 0.0
     except (TypeError, ValueError):
         raise OptionError(f"range must be two numbers, low and high, got {given!r}") from None
-    if not (np.isfinite(low) and np.isfinite(high) and low < high < low + _HUGE):
+    if not (low < high and np.isfinite(high - low)):
         raise OptionError(f"range must go up from a finite number to another, got {given!r}")
     if not (np.diff(_even(low, high, bins)) > 0).all():
         raise OptionError(f"range {given!r} is too narrow for {bins} bins of float64")

@@ -168,7 +168,7 @@ def restored(bits: Bits, kinds: Kinds) -> Array:
     known = plain[kinds == 0]
     if (np.floor(known) == known).all():
         signed = (kinds != 2).all() and (np.abs(known) < 2.0**63).all()
-        positive = ((0 <= known) & (known < 2.0**64)).all()
+        positive = ((known >= 0) & (known < 2.0**64)).all()
         positive &= not ((kinds == 1) & (bits >= np.uint64(2**63))).any()
         if signed or positive:
             dtype = np.int64 if signed else np.uint64

@@ -1,0 +1,203 @@
+r"""Pass 1: what a statistic sees, in pieces that do not depend on the layout.
+
+Over the *field*, each cell is seen once: the patch axes are cut into fixed blocks.  Over the
+*output*, each patch is seen once: patches are taken in fixed groups of consecutive ordinals.  A
+piece is a *leaf*; the states of all leaves are merged over a binary tree that depends only on their
+number.  A task computes an aligned run of ``2^g`` leaves and merges inside it, which is the bottom
+of the same tree::
+
+    level 2            *                  however many leaves a task takes,
+                   /       \              the pairs that meet are the same
+    level 1      *           *
+               /   \       /   \
+    leaves    0     1     2     3
+
+so the statistic has the same bits whatever the number of tasks, workers or super-tiles.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from geopatch_dask.aggregation.statistic import Statistic, StatisticState
+from geopatch_dask.errors import OperatorError
+from geopatch_dask.patch.boxes import Box
+from geopatch_dask.patch.grid import PatchGrid
+from geopatch_dask.patch.patch import Patch
+from geopatch_dask.patch.patcher import Readable, patch_of, read_cells
+
+__all__ = ["FieldPass", "OutputPass", "Pass", "reduce_leaves"]
+
+Array = npt.NDArray[Any]
+
+#: Longest edge of a block of cells, and most bytes it may hold as float64.
+BLOCK_EDGE = 1024
+BLOCK_BYTES = 32 << 20
+#: Consecutive patches that make one leaf.
+PATCHES_PER_LEAF = 64
+
+
+class Pass(ABC):
+    """The leaves of a first pass."""
+
+    @property
+    @abstractmethod
+    def leaves(self) -> int:
+        """How many there are."""
+
+    @abstractmethod
+    def state(self, statistic: Statistic, leaf: int) -> StatisticState:
+        """The state of one leaf."""
+
+
+class FieldPass(Pass):
+    """Every cell of a field, once.
+
+    Parameters
+    ----------
+    field : Field
+    grid : PatchGrid
+        For its patch axes; riding axes are bands.
+    """
+
+    def __init__(self, field: Readable, grid: PatchGrid) -> None:
+        self.field, self.grid = field, grid
+        self.bands = math.prod(field.domain.size(dim) for dim in grid.riding)
+        edge = BLOCK_EDGE
+        ndim = min(len(grid.dims), 2)
+        while edge > 1 and 8 * self.bands * edge**ndim > BLOCK_BYTES:
+            edge //= 2
+        self.block = (1,) * (len(grid.dims) - ndim) + (edge,) * ndim
+        self.counts = tuple(-(-n // b) for n, b in zip(grid.field_shape, self.block, strict=True))
+
+    @property
+    def leaves(self) -> int:
+        """Number of blocks."""
+        return math.prod(self.counts)
+
+    def state(self, statistic: Statistic, leaf: int) -> StatisticState:
+        """Read a block, and update an empty state with it."""
+        index = np.unravel_index(leaf, self.counts)
+        start = tuple(int(k) * b for k, b in zip(index, self.block, strict=True))
+        box = Box.at(start, self.block).intersect(self.grid.field_box)
+        values = read_cells(self.field, self.grid, box).reshape(self.bands, -1)
+        places = np.indices(box.shape).reshape(box.ndim, -1)
+        origin = np.reshape(box.start, (-1, 1))
+        keys = np.ravel_multi_index(tuple(places + origin), self.grid.field_shape)
+        state = statistic.init(self.bands)
+        statistic.update(state, np.ascontiguousarray(values), keys.astype(np.uint64))
+        return state
+
+
+class OutputPass(Pass):
+    """Every result of an operator, once per patch.
+
+    Parameters
+    ----------
+    field : Field
+    grid : PatchGrid
+    run : callable ``patches -> results``
+        The operator, without a context.  Results are arrays of shape (*leading, *patch), seen as
+        ``prod(leading)`` bands, or vectors of parameters, one number per band.
+    batch : int
+        Patches per call.
+    """
+
+    def __init__(
+        self,
+        field: Readable,
+        grid: PatchGrid,
+        run: Callable[[Sequence[Patch]], Sequence[Any]],
+        batch: int = 1,
+    ) -> None:
+        self.field, self.grid, self.run, self.batch = field, grid, run, batch
+
+    @property
+    def leaves(self) -> int:
+        """Number of groups of patches."""
+        return -(-len(self.grid.anchors) // PATCHES_PER_LEAF)
+
+    def state(self, statistic: Statistic, leaf: int) -> StatisticState:
+        """Run a group of patches, and update an empty state with their results, in order."""
+        first = leaf * PATCHES_PER_LEAF
+        ordinals = range(first, min(first + PATCHES_PER_LEAF, len(self.grid.anchors)))
+        state: StatisticState | None = None
+        pending: list[Patch] = []
+        for ordinal in ordinals:
+            patch = patch_of(self.field, self.grid, ordinal, self.grid.anchors[ordinal])
+            if pending and patch.indices.shape != pending[0].indices.shape:
+                state = self._update(statistic, state, pending)
+            pending.append(patch)
+            if len(pending) == self.batch:
+                state = self._update(statistic, state, pending)
+        state = self._update(statistic, state, pending)
+        if state is None:
+            raise OperatorError("a group without patches")
+        return state
+
+    def _update(
+        self, statistic: Statistic, state: StatisticState | None, pending: list[Patch]
+    ) -> StatisticState | None:
+        results = self.run(pending) if pending else []
+        for patch, result in zip(pending, results, strict=True):
+            values = banded(result, patch)
+            if state is None:
+                state = statistic.init(len(values))
+            cells = math.prod(self.grid.size)
+            keys = np.uint64(patch.ordinal * cells) + np.arange(values.shape[1], dtype=np.uint64)
+            statistic.update(state, values, keys)
+        pending.clear()
+        return state
+
+
+def banded(result: Any, patch: Patch) -> Array:
+    """An operator's result as (bands, n).
+
+    Raises
+    ------
+    OperatorError
+        When it is neither an array over the patch nor a vector.
+    """
+    if isinstance(result, dict | tuple):
+        raise OperatorError(
+            "a statistic over the output needs one array or vector per patch, not a "
+            f"{type(result).__name__}; give fit= an operator that returns what to summarise"
+        )
+    values = np.asarray(result)
+    ndim = patch.indices.ndim
+    if values.ndim >= ndim and values.shape[values.ndim - ndim :] == patch.indices.shape:
+        lead = values.shape[: values.ndim - ndim]
+        return np.ascontiguousarray(values).reshape(math.prod(lead), -1)
+    if values.ndim <= 1:
+        return values.reshape(-1, 1)
+    raise OperatorError(
+        f"pass 1 got shape {values.shape} for a patch of {patch.indices.shape}; return an array "
+        "over the patch, or a vector of parameters"
+    )
+
+
+def reduce_leaves(source: Pass, statistic: Statistic, first: int, last: int) -> StatisticState:
+    """The merged state of leaves ``first .. last-1``; an aligned power of two, or all.
+
+    Bounded memory: like a binary counter, finished subtrees of equal size merge at once.
+    """
+    stack: list[tuple[int, StatisticState]] = []
+    for leaf in range(first, last):
+        size, state = 1, source.state(statistic, leaf)
+        while stack and stack[-1][0] == size:
+            state = statistic.merge(stack.pop()[1], state)
+            size *= 2
+        stack.append((size, state))
+    if not stack:
+        return statistic.init(1)
+    # What is left over has strictly falling sizes; the tree joins it from the right.
+    state = stack.pop()[1]
+    while stack:
+        state = statistic.merge(stack.pop()[1], state)
+    return state
