@@ -32,7 +32,14 @@ from geopatch_dask.aggregation import (
     Variance,
     WeightedSum,
 )
-from geopatch_dask.aggregation.moments import Covariance, Histogram, MeanStd, MinMax
+from geopatch_dask.aggregation.moments import Covariance, Histogram, MeanStd, MinMax, Quantiles
+from geopatch_dask.aggregation.sketches import (
+    ApproxCardinality,
+    ApproxMode,
+    ApproxQuantile,
+    Reservoir,
+    StreamingHistogram,
+)
 from geopatch_dask.aggregation.statistic import Statistic
 from geopatch_dask.aggregation.strict import set_strict
 from geopatch_dask.errors import (
@@ -68,6 +75,7 @@ from geopatch_dask.patch.sampler import (
 from geopatch_dask.patch.window import Boxcar, Custom, Gaussian, Hann, Tukey
 from geopatch_dask.planning.operator import Operator
 from geopatch_dask.planning.status import Status, status
+from geopatch_dask.planning.summary import per_patch
 from geopatch_dask.store.location import Location
 
 __version__ = "0.1.0"
@@ -77,6 +85,9 @@ __all__ = [
     "AlignmentError",
     "All",
     "Any",
+    "ApproxCardinality",
+    "ApproxMode",
+    "ApproxQuantile",
     "ArrayField",
     "BoundaryError",
     "Box",
@@ -116,6 +127,7 @@ __all__ = [
     "PlanMismatch",
     "PoissonDisk",
     "Quantile",
+    "Quantiles",
     "Random",
     "Range",
     "RasterDomain",
@@ -124,10 +136,12 @@ __all__ = [
     "Rectangular",
     "RegularStride",
     "Report",
+    "Reservoir",
     "RunIncomplete",
     "SoftVote",
     "Statistic",
     "Status",
+    "StreamingHistogram",
     "Sum",
     "SuperTileFailed",
     "TargetError",
@@ -138,6 +152,7 @@ __all__ = [
     "WeightedSum",
     "XarrayField",
     "open",
+    "per_patch",
     "plan",
     "reconstruct",
     "set_strict",

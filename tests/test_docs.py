@@ -209,6 +209,7 @@ def test_flags_and_exit_codes_of_the_command() -> None:
 
 
 def test_constants_of_the_design_are_those_of_the_code() -> None:
+    from geopatch_dask.aggregation.passes import PATCHES_PER_LEAF
     from geopatch_dask.execute.graph import FAN_IN
     from geopatch_dask.fields import GDAL_CACHE
     from geopatch_dask.planning import choose, sweep
@@ -228,6 +229,7 @@ def test_constants_of_the_design_are_those_of_the_code() -> None:
     assert f"within {choose.TIE:.0%}".replace("%", " %") in text
     assert f"at least {sweep.LEAST_BAND} rows" in text
     assert f"{FAN_IN} at a time" in text
+    assert f"fixed groups of {PATCHES_PER_LEAF} patches" in text
 
 
 def test_the_table_of_aggregations() -> None:
@@ -246,6 +248,13 @@ def test_the_table_of_aggregations() -> None:
             ), kind
         else:
             assert kind.streaming_safe == (not row[-1].startswith("K values")), kind
+
+
+def test_the_table_of_statistics() -> None:
+    table = rows(DOCS / "aggregations.md", "Two passes: a statistic first")
+    told = {name for row in table for name in re.findall(r"`(\w+)\(", row[0])}
+    public = {name for name in gp.__all__ if isinstance(getattr(gp, name), type)}
+    assert told == {n for n in public if issubclass(getattr(gp, n), gp.Statistic)} - {"Statistic"}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Exact statistics: moments, extremes, fixed histograms, covariance between bands.
+"""Statistics for a first pass: moments, extremes, histograms, quantiles, covariance of bands.
 
 Each state is per band unless said otherwise.  Moments of a block are taken around its own mean and
 combined by the formulas of Chan, Golub and LeVeque (1979), which lose no digits to a large mean.
@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from geopatch_dask.aggregation.sketches.quantile import ApproxQuantile
 from geopatch_dask.aggregation.statistic import Statistic, StatisticState
 from geopatch_dask.errors import OptionError
 
-__all__ = ["Covariance", "Histogram", "MeanStd", "MinMax"]
+__all__ = ["Covariance", "Histogram", "MeanStd", "MinMax", "Quantiles"]
 
 Array = npt.NDArray[Any]
 Keys = npt.NDArray[np.uint64]
@@ -188,7 +189,7 @@ class Covariance(Statistic):
     -----
     ``finalize`` gives ``n`` (a number), ``mean`` (bands,) and ``cov`` (bands, bands).  Its
     eigenvectors are the global principal components, or EOFs, of the bands: see
-    ``examples/global_eof.py``.  ``8 b (b + 1)`` bytes for b bands.
+    the gallery script ``global_eof.py``.  ``8 b (b + 1)`` bytes for b bands.
     """
 
     ddof: int = 1
@@ -232,3 +233,15 @@ class Covariance(Statistic):
         divisor = n - self.ddof if n > self.ddof else np.nan
         mean = state["mean"] if n else np.full_like(state["mean"], np.nan)
         return {"n": n, "mean": mean, "cov": state["moment"] / divisor}
+
+
+@dataclass(frozen=True)
+class Quantiles(ApproxQuantile):
+    """Quantiles of each band for a first pass: 2, 50 and 98 %, to within 0.1 % of their value.
+
+    The same sketch as :class:`ApproxQuantile` with the defaults of a contrast stretch; 2.3 MB per
+    band.
+    """
+
+    q: float | tuple[float, ...] = (0.02, 0.5, 0.98)
+    relative_error: float = 0.001

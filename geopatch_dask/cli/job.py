@@ -39,6 +39,8 @@ __all__ = ["Job", "load_job"]
 
 #: Kinds of fields by their short names.
 _FIELDS: dict[str, type[gp.Field]] = {"raster": gp.RasterField, "xarray": gp.XarrayField}
+#: What every job says.
+_REQUIRED = (("field", "path"), ("patch", "size"), ("operator", "function"), ("output", "target"))
 #: Starts of what is no path of this machine: URLs, GDAL's virtual files and connection strings.
 _REMOTE = re.compile(r"^(/vsi|<|[A-Za-z][A-Za-z0-9+.-]+:)")
 
@@ -99,6 +101,8 @@ class Job:
         GeopatchError
             For whatever makes no sense, before anything is written.
         """
+        for section, name in _REQUIRED:
+            self._required(section, name)
         output = self._section("output")
         found = {name: output.pop(name, None) for name in ("chunks", "shards")}
         target = gp.Location(self.target, output.pop("storage_options", None))
@@ -126,6 +130,8 @@ class Job:
 
     def _required(self, section: str, name: str) -> Any:
         value = self.get(section, name)
+        if value is None and (section, name) == ("field", "path") and self.get("field", "kind"):
+            return None  # a field of your own may need no path
         if value is None:
             key = find(section, name)
             raise OptionError(
@@ -134,8 +140,6 @@ class Job:
         return value
 
     def _field(self) -> gp.Field:
-        if self.get("field", "kind") is None:
-            self._required("field", "path")
         return _field_of(self._section("field"), "field")
 
     def _patcher(self) -> gp.Patcher:
@@ -224,7 +228,7 @@ def _entries(document: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
         if section in SECTIONS and not isinstance(entries, Mapping):
             raise OptionError(f"[{section}] must be a section of keys; got {entries!r}")
         custom = section == "field" and ":" in str(entries.get("kind", ""))
-        if not entries:
+        if section not in SECTIONS and not entries:
             find(section, "")
         for name, value in entries.items():
             if not custom:
@@ -331,7 +335,7 @@ def _config(given: Any, base: type[Configurable], name: str) -> dict[str, Any]:
 
 def _known(base: type[Configurable]) -> list[type[Configurable]]:
     """Public classes of the package that are such an axis."""
-    public = [getattr(gp, name) for name in gp.__all__]
+    public = [getattr(gp, name, None) for name in gp.__all__]
     return [c for c in public if isinstance(c, type) and issubclass(c, base) and c is not base]
 
 

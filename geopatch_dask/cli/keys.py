@@ -210,7 +210,7 @@ def toml_value(text: str) -> Any:
     >>> toml_value("256,192"), toml_value("lat=32,lon=64"), toml_value("hann"), toml_value("4")
     ([256, 192], {'lat': 32, 'lon': 64}, 'hann', 4)
     """
-    for spelled in (text, f"[{text}]", f"{{{text}}}"):
+    for spelled in (text, f"[{text}]", f"{{{text}}}") if text.strip() else ():
         try:
             return tomllib.loads(f"value = {spelled}")["value"]
         except tomllib.TOMLDecodeError:

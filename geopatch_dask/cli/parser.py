@@ -51,7 +51,7 @@ class _Parser(argparse.ArgumentParser):
         if message.startswith("unrecognized arguments: -"):
             word = message.split(": ", 1)[1].split()[0].partition("=")[0]
             hint = f"; did you mean {nearest(word, self._known_flags())}?"
-        elif message.startswith("argument command: invalid choice"):
+        elif message.startswith("argument COMMAND: invalid choice"):
             word = message.split("'")[1]
             message = f"there is no command {word!r}"
             hint = f"; did you mean {nearest(word, ('demo', 'plan', 'run', 'status'))!r}?"

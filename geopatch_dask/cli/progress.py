@@ -1,7 +1,7 @@
 """How a run is going: a bar on a terminal, lines in a log.
 
 Both say the same: super-tiles done of all, patches, bytes, failures, and when it will be over.  The
-estimate is the plain one, ``elapsed * left / done``, over what *this* run has done, counted from the
+estimate is the plain one, ``elapsed * left / done``, over what *this* run has done, from the
 start of its first super-tile: how long workers took to start says nothing about the rest.
 """
 

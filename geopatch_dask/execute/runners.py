@@ -163,7 +163,6 @@ def _run_client(graph: TaskGraph, client: Client, on_outcome: OnOutcome) -> None
             key = names[future.key]
             if key == graph.context:
                 if future.status == "error":
-                    client.cancel(futures)
                     future.result()  # pass 1 failed: nothing else can run
             elif future.status == "error" and key != graph.result:
                 on_outcome(_lost(key, future.exception()))

@@ -72,7 +72,8 @@ class PatchGrid:
     Raises
     ------
     OptionError
-        When sizes or anchors times the scale are no whole cells.
+        When the patch or an anchor times the scale is no whole number of cells.  The field may be:
+        its last output cells then reach beyond it.
     """
 
     def __init__(
@@ -92,20 +93,16 @@ class PatchGrid:
         self.riding = tuple(dim for dim in domain.dims if dim not in self.dims)
         self.field_shape = tuple(domain.size(dim) for dim in self.dims)
         self.size = geometry.shape(domain)
-        self.shape = self._scaled(self.field_shape, "the field")
-        self.out_size = self._scaled(self.size, "a patch")
-        self.support = self.window.support(self.out_size)
-
-    def _scaled(self, cells: Sequence[int], what: str) -> tuple[int, ...]:
-        """Output cells of a number of field cells; they must be whole."""
-        num, den = self.scale.as_integer_ratio()
-        for n, dim in zip(cells, self.dims, strict=True):
-            if n * num % den:
+        num, den = scale.as_integer_ratio()
+        for p, dim in zip(self.size, self.dims, strict=True):
+            if p * num % den:
                 raise OptionError(
-                    f"scale {self.scale}: {what} has {n} cells along {dim!r}, which makes no whole "
+                    f"scale {scale}: a patch has {p} cells along {dim!r}, which makes no whole "
                     f"number of output cells; use a multiple of {den}"
                 )
-        return tuple(int(n) * num // den for n in cells)
+        self.out_size = tuple(p * num // den for p in self.size)
+        self.shape = tuple(-(-n * num // den) for n in self.field_shape)
+        self.support = self.window.support(self.out_size)
 
     def variant(self, weighted: bool, scale: Fraction = UNIT) -> PatchGrid:
         """The same patches, weighed or not, at another scale."""
@@ -130,7 +127,7 @@ class PatchGrid:
         if not len(points) or any((axis % den).any() for axis in points):
             raise OptionError(
                 f"scale {self.scale}: every patch must start at a multiple of {den} cells; choose "
-                f"steps, and a field less patch, that are multiples of {den}"
+                f"steps that are, and boundary='shrink' or 'pad' (shift moves the last patch)"
             )
         return anchors
 
@@ -156,7 +153,7 @@ class PatchGrid:
         num, den = self.scale.as_integer_ratio()
         return Box(
             tuple(a * num // den for a in indices.start),
-            tuple(b * num // den for b in indices.stop),
+            tuple(-(-b * num // den) for b in indices.stop),
         )
 
     def footprint(self, anchor: Sequence[int]) -> Box:

@@ -11,6 +11,7 @@ way: C-contiguous arrays, one fixed batch shape, the last batch padded.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -245,7 +246,7 @@ class Operator:
 
     def _checked(self, result: Array, patch: Patch, scale: Fraction) -> Array:
         ndim = patch.indices.ndim
-        expected = tuple(int(n * scale) for n in patch.indices.shape)
+        expected = tuple(math.ceil(n * scale) for n in patch.indices.shape)
         if result.ndim < ndim or result.shape[result.ndim - ndim :] != expected:
             why = f" at scale {scale}" if scale != 1 else ""
             raise OperatorError(

@@ -42,8 +42,9 @@ Counts = npt.NDArray[np.int64]
 
 #: Cells of the fine grid per bin, at least.
 _FINE = 64
-# float64: bits of precision, exponent of the smallest number
-_PRECISION, _LEAST = 53, -1074
+# float64: bits of precision, exponents of the smallest number and above the largest, which it is
+_PRECISION, _LEAST, _LARGEST = 53, -1074, 1024
+_HUGE = float(np.finfo(np.float64).max)
 
 
 @dataclass(frozen=True)
@@ -192,19 +193,18 @@ class StreamingHistogram(Statistic):
         low, high = float(state["min"][band]), float(state["max"][band])
         if low > high:
             return np.zeros(self.bins, np.int64), np.full(self.bins + 1, np.nan)
-        grid = _Grid.over(low, high, self.cells)
+        held = state["counts"][band]
         if low == high:
-            half = max(0.5, float(np.spacing(abs(low))) * self.bins)
+            half = max(0.5, math.ulp(low) * self.bins)
             edges = _even(max(low - half, -_HUGE), min(high + half, _HUGE), self.bins)
-        else:
-            edges = _even(low, high, self.bins)
+            counts = np.zeros(self.bins, np.int64)
+            counts[np.searchsorted(edges[1:-1], low, side="right")] = held.sum()
+            return counts, edges
+        grid, edges = _Grid.over(low, high, self.cells), _even(low, high, self.bins)
         cuts = np.clip(grid.boundary(edges), 0, self.cells)
         cuts[0], cuts[-1] = 0, self.cells
-        before = np.concatenate([[0], np.cumsum(state["counts"][band])])
+        before = np.concatenate([[0], np.cumsum(held)])
         return np.diff(before[cuts]), edges
-
-
-_HUGE = float(np.finfo(np.float64).max)
 
 
 @dataclass(frozen=True)
@@ -221,8 +221,11 @@ class _Grid:
         Never finer than the last place of the largest magnitude, so that i is an exact float.
         """
         finest = max(math.frexp(max(abs(low), abs(high)))[1] - _PRECISION, _LEAST)
-        width = math.frexp(high / 2 - low / 2)[1] if high > low else _LEAST
-        exponent = max(finest, width - cells.bit_length())
+        exponent = finest
+        if high > low:  # start one or two below the answer
+            span = high - low
+            width = math.frexp(span)[1] if span < math.inf else _LARGEST
+            exponent = max(finest, width - cells.bit_length() - 1)
         while _floor(high, exponent) - _floor(low, exponent) >= cells:
             exponent += 1
         return _Grid(exponent, _floor(low, exponent))
