@@ -5,6 +5,7 @@ Each stands for a kind of operator that could go wrong in its own way.
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -121,3 +122,42 @@ def make_scaler(factor: float = 2.0) -> Any:
         return x * factor
 
     return scale
+
+
+def rescaled(x: Array, num: int, den: int) -> Array:
+    """Nearest cells on a grid ``num / den`` times as fine, for the last two axes."""
+    for axis in (-2, -1):
+        n = -(-x.shape[axis] * num // den)
+        x = np.take(x, (2 * np.arange(n) + 1) * den // (2 * num), axis=axis)
+    return x
+
+
+def constant(value: float) -> Any:
+    """An operator that returns one value everywhere."""
+    return functools.partial(_full, value=value)
+
+
+def _full(x: Array, value: float) -> Array:
+    return np.full(x.shape, value)
+
+
+def named(*names: str) -> Any:
+    """An operator that returns its input under some names."""
+    return functools.partial(_named, names=names)
+
+
+def _named(x: Array, names: tuple[str, ...]) -> dict[str, Array]:
+    return dict.fromkeys(names, x)
+
+
+class Informed:
+    """Adds what a first pass found; takes no part in it where there is nothing yet."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, x: Array, context: Any = None) -> Array:
+        if context is None:
+            return x
+        found = np.nan_to_num(np.asarray(context[self.name], np.float64))
+        return x + found.sum() / found.size

@@ -1,0 +1,246 @@
+"""Contract 1 for everything beyond one plain array: layers, votes, posteriors, dicts, scales.
+
+The same random jobs as ``test_layout_invariance.py``, with other aggregations put in.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import sample_operators as ops
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import Job, cuts, examples, jobs
+from zarr.storage import MemoryStore
+
+import geopatch_dask as gp
+from geopatch_dask.aggregation.several import members_of, outputs_for
+from geopatch_dask.testing import Cut, assert_same_bytes, read_back
+
+Array = npt.NDArray[Any]
+
+
+@pytest.fixture(autouse=True)
+def _known_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", gp.UncoveredWarning)
+        warnings.filterwarnings("ignore", ".*streaming_safe")
+        yield
+
+
+def last_minus_first(layers: Array, n: Array) -> Array:
+    """Depends on the order of layers, so it shows whether that order is global."""
+    last = np.take_along_axis(layers, np.maximum(n - 1, 0)[None], axis=0)[0]
+    with np.errstate(invalid="ignore", over="ignore"):
+        return last.astype(np.float64) - layers[0].astype(np.float64)
+
+
+LAYERED = (
+    gp.Median(),
+    gp.Quantile(0.3),
+    gp.Quantile((0.0, 0.25, 1.0)),
+    gp.Mode(),
+    gp.Learned(last_minus_first),
+)
+
+
+def with_aggregation(job: Job, aggregation: Any) -> Job:
+    p = job.patcher
+    return replace(job, patcher=gp.Patcher(p.geometry, p.sampler, p.window, aggregation))
+
+
+def in_ram(job: Job) -> dict[str, Array]:
+    """Names of arrays and their values through ``patcher.merge``."""
+    patches = (p.with_data(job.operator.run([p])[0]) for p in job.patcher.split(job.field))
+    found = job.patcher.merge(patches, job.field, job.output)
+    if isinstance(found, dict):
+        return found
+    outputs = outputs_for(members_of(job.patcher.aggregation), job.output)
+    return {next(iter(outputs.values())).name: found}
+
+
+def stored(job: Job, cut: Cut, scheduler: str) -> dict[str, Array]:
+    target = MemoryStore()
+    plan = gp.plan(
+        *(job.field, job.patcher, job.operator, target),
+        **cut.options(),
+        output=job.output,
+        memory_limit="1 TiB",
+        slots=2,
+    )
+    assert plan.run(scheduler).complete
+    return {array.name: read_back(target, array.name) for array in plan.arrays}
+
+
+def check(job: Job, data: st.DataObject) -> None:
+    if not job.patcher.n_anchors(job.field):
+        return
+    reference = in_ram(job)
+    for scheduler in ("sync", "threads"):
+        found = stored(job, data.draw(cuts(job.cuttable), label=scheduler), scheduler)
+        assert set(found) == set(reference)
+        for name, values in reference.items():
+            assert_same_bytes(found[name], values, f"{name} under {scheduler}")
+
+
+@given(jobs(), st.sampled_from(LAYERED), st.data())
+@examples(30)
+def test_layers_of_a_cell(job: Job, aggregation: gp.Aggregation, data: st.DataObject) -> None:
+    check(with_aggregation(job, aggregation), data)
+
+
+def spread(x: Array, operator: gp.Operator, patch: gp.Patch) -> dict[str, Any]:
+    """A dict of everything: a plain array, classes, probabilities, an estimate with its variance."""
+    del x
+    value = np.asarray(operator.run([patch])[0], np.float64)
+    finite = np.where(np.isfinite(value), value, 0.0)
+    first = finite.reshape(-1, *patch.indices.shape)[0] if value.size else finite
+    classes = np.where(np.isnan(value), np.nan, np.floor(np.abs(finite)) % 4)
+    scores = np.stack([np.abs(first), np.abs(first - 1), np.ones_like(first)])
+    return {
+        "plain": value,
+        "classes": classes,
+        "soft": scores,
+        "estimate": (value, np.abs(finite) - 0.1),
+    }
+
+
+def spread_patch(patch: gp.Patch, operator: gp.Operator) -> dict[str, Any]:
+    return spread(patch.data, operator, patch)
+
+
+@given(jobs(), st.sampled_from([gp.OverlapAdd(), gp.Max(), gp.Median()]), st.data())
+@examples(30)
+def test_a_dict_of_outputs(job: Job, plain: gp.Aggregation, data: st.DataObject) -> None:
+    members = {
+        "plain": plain,
+        "classes": gp.HardVote(4),
+        "soft": gp.SoftVote(3),
+        "estimate": gp.InvVarWeightedMean(),
+    }
+    operator = gp.Operator(
+        partial(spread_patch, operator=job.operator), takes="patch", version="spread"
+    )
+    # every output names its own leading axes, because their lengths differ
+    lead = job.operator.run([job.patcher.patch_at(job.field, 0)])[0] if len_of(job) else None
+    if lead is None:
+        return
+    extra = tuple(f"e{d}" for d in range(np.ndim(lead) - len(job.cuttable)))
+    output = {
+        "plain": gp.Output(name="plain", dims=extra),
+        "classes": gp.Output(name="classes", dims=extra),
+        "soft": gp.Output(name="soft", dims=("class",)),
+        "estimate": gp.Output(name="estimate", dims=extra),
+    }
+    changed: Any = replace(with_aggregation(job, members), operator=operator, output=output)
+    check(changed, data)
+
+
+def len_of(job: Job) -> int:
+    return job.patcher.n_anchors(job.field)
+
+
+# ---- scales --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("boundary", ["shift", "shrink", "pad", "reflect", "drop"])
+@pytest.mark.parametrize(("scale", "step"), [(4, 5), (2, 3), ("1/2", 4), ("3/2", 6)])
+def test_a_finer_or_coarser_output(boundary: Any, scale: Any, step: int) -> None:
+    """Repeating (or taking every n-th of) a block-constant field is exact on every cell."""
+    factor = gp.Output(scale=scale).factor
+    rng = np.random.default_rng(1)
+    values = np.kron(rng.normal(size=(2, 12, 13)), np.ones((1, 2, 2)))[:, :, :24]
+    field = gp.ArrayField(values, transform=(10, 0, 500, 0, -10, 900), crs="EPSG:32633")
+    patcher = gp.Patcher(
+        gp.Rectangular((8, 8), boundary), gp.RegularStride((step, step)), gp.Hann(), gp.OverlapAdd()
+    )
+    operator = partial(ops.rescaled, num=factor.numerator, den=factor.denominator)
+    output = gp.Output(scale=scale)
+    reference = patcher.merge(
+        (p.with_data(operator(p.data)) for p in patcher.split(field)), field, output
+    )
+    shape = (2, int(24 * factor), int(24 * factor))
+    assert reference.shape == shape
+    expected = ops.rescaled(values, factor.numerator, factor.denominator)
+    seen = ~np.isnan(reference)
+    assert seen.all() or boundary == "drop"
+    np.testing.assert_allclose(reference[seen], expected[seen], rtol=1e-12)
+    for tile, scheduler in (((8, 8), "sync"), ((16, 24), "threads")):
+        target = MemoryStore()
+        plan = gp.plan(
+            field, patcher, operator, target, output=output, chunks=(8, 8), outer=tile, slots=2
+        )
+        assert plan.run(scheduler).complete
+        assert_same_bytes(read_back(target), reference, str(tile))
+        transform = plan.output_domain.transform_at({})
+        cell = 10 / float(factor)
+        assert transform == (cell, 0, 500, 0, -cell, 900)
+
+
+def test_coordinates_of_a_finer_grid_are_centres() -> None:
+    lat = gp.patch.domain.Coordinate(np.array([3.0, 2.0, 1.0, 0.0]), {"units": "degrees_north"})
+    field = gp.XarrayField(
+        __import__("xarray").DataArray(
+            np.ones((4, 4)),
+            {"lat": lat.values, "lon": [0.0, 1, 2, 3]},
+            ("lat", "lon"),
+            attrs={},
+        )
+    )
+    patcher = gp.Patcher(gp.Rectangular((4, 4)), gp.RegularStride((4, 4)))
+    plan = gp.plan(
+        field,
+        patcher,
+        partial(ops.rescaled, num=2, den=1),
+        MemoryStore(),
+        output=gp.Output(scale=2),
+    )
+    plan.run("sync")
+    found = gp.open(plan.target)
+    np.testing.assert_allclose(found.lat, [3.25, 2.75, 2.25, 1.75, 1.25, 0.75, 0.25, -0.25])
+
+
+# ---- bad input -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "operator", "output", "told"),
+    [
+        (gp.HardVote(2), ops.constant(3), None, "at least 4 classes"),
+        (gp.SoftVote(3), ops.constant(1), None, "needs 3 classes"),
+        ({"a": gp.Mean()}, ops.named("b"), None, "output 'a': the operator did not return it"),
+        ({"a": gp.Mean()}, ops.constant(1), None, "return a dict"),
+        (gp.Mean(), ops.named("b"), None, "one aggregation per key"),
+        (gp.InvVarWeightedMean(), ops.constant(1), None, r"\(mu, var\)"),
+        ({"a": gp.Mean()}, ops.named("a"), {"x": gp.Output()}, "'x' has no aggregation"),
+        (gp.Mean(), ops.constant(1), gp.Output(scale=3), "must be"),
+        (gp.Mean(), ops.constant(1), gp.Output(scale="1/3"), "multiple of 3"),
+        (
+            {"a": gp.Mean(), "b": gp.Mean()},
+            ops.named("a", "b"),
+            {"a": gp.Output(name="a", scale=2)},
+            "share one grid",
+        ),
+    ],
+)
+def test_bad_outputs_are_refused_before_anything_is_made(
+    aggregation: Any, operator: Any, output: Any, told: str, tmp_path: Any
+) -> None:
+    field = gp.ArrayField(np.ones((16, 16)))
+    patcher = gp.Patcher(gp.Rectangular((8, 8)), gp.RegularStride((4, 4)), None, aggregation)
+    with pytest.raises(gp.GeopatchError, match=told) as caught:
+        gp.plan(field, patcher, operator, tmp_path / "out.zarr", output=output).run("sync")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("q", [-0.1, 1.5, float("nan"), (), (0.5, 2)])
+def test_a_quantile_outside_0_1_is_refused(q: Any) -> None:
+    with pytest.raises(gp.OptionError, match=r"\[0, 1\]"):
+        gp.Quantile(q)
