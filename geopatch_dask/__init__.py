@@ -14,6 +14,7 @@ from geopatch_dask.aggregation import (
     Aggregation,
     All,
     Any,
+    ByIndex,
     Count,
     HardVote,
     InvVarWeightedMean,
@@ -77,6 +78,7 @@ from geopatch_dask.planning.operator import Operator
 from geopatch_dask.planning.status import Status, status
 from geopatch_dask.planning.summary import per_patch
 from geopatch_dask.store.location import Location
+from geopatch_dask.store.target import IncompleteWarning
 
 __version__ = "0.1.0"
 
@@ -92,6 +94,7 @@ __all__ = [
     "BoundaryError",
     "Box",
     "Boxcar",
+    "ByIndex",
     "Count",
     "Covariance",
     "Custom",
@@ -104,6 +107,7 @@ __all__ = [
     "Hann",
     "HardVote",
     "Histogram",
+    "IncompleteWarning",
     "InvVarWeightedMean",
     "JitteredStride",
     "Learned",

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from cli_jobs import Raw, Shop, command, geopatch, stored
 
-SLOW = {"operator.function": "MODULE:slow", "operator.options": Raw("{seconds = 0.1}")}
+SLOW = {"operator.function": "MODULE:slow", "operator.options": Raw("{seconds = 0.05}")}
 
 
 @pytest.fixture
@@ -32,12 +32,12 @@ def interrupted(shop: Shop, job: str, records: int) -> tuple[int, str]:
         start_new_session=True,
     )
     try:
-        until = time.monotonic() + 100
+        until = time.monotonic() + 200
         while len(shop.records()) < records and time.monotonic() < until:
             assert process.poll() is None, process.communicate()[1]
             time.sleep(0.02)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to everything in front of it
-        _, told = process.communicate(timeout=60)
+        _, told = process.communicate(timeout=100)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -48,7 +48,7 @@ def interrupted(shop: Shop, job: str, records: int) -> tuple[int, str]:
 def test_ctrl_c_then_the_same_command_on_processes(shop: Shop) -> None:
     """Under the default local cluster; the rerun uses ``processes``: both import the operator,
     which lies beside the job file and nowhere else."""
-    job = shop.job({**SLOW, "run.outer": 64, "run.scheduler": "local", "run.workers": 2})
+    job = shop.job({**SLOW, "run.outer": 64, "run.scheduler": "local", "run.workers": 1})
     code, told = interrupted(shop, job, 2)
     assert code == 130, told
     assert "Traceback" not in told
@@ -72,12 +72,21 @@ def test_ctrl_c_then_the_same_command_on_processes(shop: Shop) -> None:
     assert stored(whole) == stored(shop.target)
 
 
-def test_ctrl_c_on_threads(shop: Shop) -> None:
-    job = shop.job({**SLOW, "run.outer": 64, "run.scheduler": "threads", "run.workers": 2})
-    code, told = interrupted(shop, job, 1)
-    assert code == 130, told
-    assert "Traceback" not in told
-    assert "run the same command again to finish" in told.splitlines()[-1]
+@pytest.mark.cluster
+def test_a_cluster_that_runs_already_finds_the_operator_too(
+    shop: Shop, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from distributed import LocalCluster
+
+    job = shop.job()
+    with LocalCluster(
+        n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0"
+    ) as cluster:
+        assert geopatch("run", job, "--scheduler", cluster.scheduler_address) == 0
+    assert "4: 4 done" in capsys.readouterr().out
+    whole = shop.folder / "whole.zarr"
+    assert geopatch("run", job, "--outer", "256", "--target", str(whole), "--quiet") == 0
+    assert stored(whole) == stored(shop.target)
 
 
 def test_bad_input_is_one_line_and_exit_2(shop: Shop) -> None:
@@ -89,19 +98,6 @@ def test_bad_input_is_one_line_and_exit_2(shop: Shop) -> None:
     assert len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("geopatch: error: ")
     assert shop.paths() == before
-
-
-def test_a_reader_that_goes_away_is_no_traceback(shop: Shop) -> None:
-    process = subprocess.Popen(
-        command("plan", shop.job()), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    assert process.stderr is not None
-    process.stdout.close()
-    told = process.stderr.read()
-    process.stderr.close()
-    assert process.wait(timeout=100) == 1
-    assert told == ""
 
 
 def test_a_terminal_gets_a_bar(shop: Shop) -> None:
@@ -121,7 +117,7 @@ def _on_a_terminal(words: list[str]) -> str:
     process = subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
     os.close(theirs)
     shown = b""
-    until = time.monotonic() + 100
+    until = time.monotonic() + 200
     while time.monotonic() < until:
         ready, _, _ = select.select([ours], [], [], 0.2)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -171,6 +172,58 @@ def test_keys_of_the_output_arrive(shop: Shop) -> None:
     assert array.shards == (128, 128)
     assert array.attrs["units"] == "DN"
     assert array[35, 70] == -9999
+
+
+def test_an_interrupt_is_exit_130_and_keeps_what_is_done(
+    shop: Shop, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from geopatch_dask.execute import api
+
+    job = shop.job()
+    add = api.Report.add
+
+    def pressed(report: api.Report, outcome: Outcome) -> None:
+        add(report, outcome)
+        if sum(report.summary.states.values()) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(api.Report, "add", pressed)
+        assert geopatch("run", job) == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(r"geopatch: interrupted: 2 of 4 super-tiles are done and kept; run", last)
+    assert shop.calls
+    assert geopatch("run", job, "--quiet") == 0
+    assert shop.calls < 25
+
+
+def test_a_store_that_breaks_off_is_exit_1(
+    shop: Shop, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from geopatch_dask.execute import api
+
+    def gone(target: object) -> bool:
+        raise gp.TargetError("the disk\nis gone")
+
+    job = shop.job()
+    with monkeypatch.context() as patch:
+        patch.setattr(api, "is_complete", gone)
+        assert geopatch("run", job) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("geopatch: error: the run broke off (TargetError: the disk is gone)")
+    assert "4 of 4 super-tiles are done and kept" in last
+
+
+def test_a_reader_that_goes_away_is_no_traceback(
+    shop: Shop, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    job = shop.job()
+    with os.fdopen(theirs, "w") as stdout, monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", stdout)
+        assert geopatch("plan", job) == 1
+    assert capsys.readouterr().err == ""
 
 
 # ---- status --------------------------------------------------------------------------------

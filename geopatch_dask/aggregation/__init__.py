@@ -9,6 +9,7 @@ from geopatch_dask.aggregation.base import (
     averaged,
 )
 from geopatch_dask.aggregation.compound import Mean, OverlapAdd, Range, Variance
+from geopatch_dask.aggregation.keyed import ByIndex
 from geopatch_dask.aggregation.layers import Learned, Median, Mode, Quantile
 from geopatch_dask.aggregation.monoidal import All, Any_, Count, Max, Min, Sum, WeightedSum
 from geopatch_dask.aggregation.output import Output
@@ -23,6 +24,7 @@ __all__ = [
     "Aggregation",
     "All",
     "Any",
+    "ByIndex",
     "Contribution",
     "Count",
     "HardVote",

@@ -168,6 +168,8 @@ class Aggregation(Configurable):
         Whether a plain ``merge`` keeps a bounded number of accumulators per cell.
     weighted : bool
         Whether the window's weights matter; if not, every cell of a patch counts the same.
+    keyed : bool
+        Whether results are rows of a table, one or several per patch, and not arrays of cells.
 
     inputs : tuple of str
         Names of the arrays that one estimate consists of (``("mu", "var")``): the operator returns
@@ -176,6 +178,7 @@ class Aggregation(Configurable):
 
     streaming_safe: ClassVar[bool] = True
     weighted: ClassVar[bool] = False
+    keyed: ClassVar[bool] = False
     inputs: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod

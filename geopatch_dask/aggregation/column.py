@@ -48,9 +48,9 @@ ITEMS: dict[str, np.dtype[Any]] = {
 }
 #: Other words for them: Arrow's, Python's.
 _WORDS = {
-    **{"halffloat": "float16", "double": "float64", "large_string": "string"},
-    **{"large_binary": "binary", "utf8": "string", "bytes": "binary"},
-    **{"timestamp[s]": "timestamp[ms]"},
+    "halffloat": "float16", "double": "float64", "large_string": "string",
+    "large_binary": "binary", "utf8": "string", "bytes": "binary",
+    "timestamp[s]": "timestamp[ms]",
 }
 _LIST = re.compile(r"(?:large_)?list<(?:\w+: )?(.+?)(?: not null)?>")
 #: Coarser units are kept as milliseconds, the coarsest that Parquet has.

@@ -39,6 +39,8 @@ Array = npt.NDArray[Any]
 #: Longest edge of a block of cells, and most bytes it may hold as float64.
 BLOCK_EDGE = 1024
 BLOCK_BYTES = 32 << 20
+#: Arrays as large as a block, as float64, that reading and updating hold at once.
+LEAF_COPIES = 5
 #: Consecutive patches that make one leaf.
 PATCHES_PER_LEAF = 64
 
@@ -54,6 +56,11 @@ class Pass(ABC):
     @abstractmethod
     def state(self, statistic: Statistic, leaf: int) -> StatisticState:
         """The state of one leaf."""
+
+    @property
+    @abstractmethod
+    def leaf_bytes(self) -> int:
+        """Bytes that a leaf may need beyond an idle worker."""
 
 
 class FieldPass(Pass):
@@ -87,12 +94,24 @@ class FieldPass(Pass):
         start = tuple(int(k) * b for k, b in zip(index, self.block, strict=True))
         box = Box.at(start, self.block).intersect(self.grid.field_box)
         values = read_cells(self.field, self.grid, box).reshape(self.bands, -1)
-        places = np.indices(box.shape).reshape(box.ndim, -1)
-        origin = np.reshape(box.start, (-1, 1))
-        keys = np.ravel_multi_index(tuple(places + origin), self.grid.field_shape)
         state = statistic.init(self.bands)
-        statistic.update(state, np.ascontiguousarray(values), keys.astype(np.uint64))
+        statistic.update(state, np.ascontiguousarray(values), places(box, self.grid.field_shape))
         return state
+
+    @property
+    def leaf_bytes(self) -> int:
+        """Bytes that a leaf may need: its values, float64 copies of them, and their places."""
+        cells = math.prod(min(b, n) for b, n in zip(self.block, self.grid.field_shape, strict=True))
+        return cells * (8 * self.bands * LEAF_COPIES + 16)
+
+
+def places(box: Box, shape: Sequence[int]) -> npt.NDArray[np.uint64]:
+    """The row-major number, in a domain of ``shape``, of every cell of a box: (cells,)."""
+    numbers = np.zeros((1,) * box.ndim, np.uint64)
+    for d, (a, b) in enumerate(zip(box.start, box.stop, strict=True)):
+        steps = np.arange(a, b, dtype=np.uint64) * np.uint64(math.prod(shape[d + 1 :]))
+        numbers = numbers + steps.reshape((-1,) + (1,) * (box.ndim - d - 1))
+    return numbers.ravel()
 
 
 class OutputPass(Pass):
@@ -117,6 +136,12 @@ class OutputPass(Pass):
         batch: int = 1,
     ) -> None:
         self.field, self.grid, self.run, self.batch = field, grid, run, batch
+
+    @property
+    def leaf_bytes(self) -> int:
+        """A batch of patches, their results, and float64 copies of one result."""
+        riding = math.prod(self.field.domain.size(dim) for dim in self.grid.riding)
+        return 8 * math.prod(self.grid.size) * riding * (2 * self.batch + LEAF_COPIES)
 
     @property
     def leaves(self) -> int:

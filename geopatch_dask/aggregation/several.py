@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from geopatch_dask.aggregation.base import Aggregation, Part, State
+from geopatch_dask.aggregation.keyed import ByIndex, Gathering, check_keyed_output
 from geopatch_dask.aggregation.output import Output, checked_dtype, fill_for
 from geopatch_dask.aggregation.strict import unbounded
 from geopatch_dask.errors import OperatorError, OptionError
@@ -106,17 +107,38 @@ def array_name(output: Output, part: str) -> str:
     return f"{output.name}_{part}" if part else output.name
 
 
-def map_arrays(function: Callable[[Array], Array], result: Any) -> Any:
-    """Apply a function to the arrays of an operator's result, keeping its structure."""
+def keyed_of(members: Mapping[str, Aggregation]) -> frozenset[str]:
+    """The operator's keys whose results are rows and no arrays."""
+    return frozenset(key for key, member in members.items() if member.keyed)
+
+
+def map_arrays(
+    function: Callable[[Array], Array], result: Any, keyed: frozenset[str] = frozenset()
+) -> Any:
+    """Apply a function to the arrays of an operator's result, keeping its structure.
+
+    Parameters
+    ----------
+    function : callable
+    result
+        What the operator returned.
+    keyed : frozenset of str
+        Keys that are left as they are; ``""`` stands for the whole result.
+    """
+    if "" in keyed:
+        return result
     if isinstance(result, Mapping):
-        return {key: map_arrays(function, value) for key, value in result.items()}
+        return {
+            key: value if key in keyed else map_arrays(function, value)
+            for key, value in result.items()
+        }
     if isinstance(result, tuple):
         return tuple(map_arrays(function, value) for value in result)
     return function(np.asarray(result))
 
 
-def entries(result: Any, members: Mapping[str, Aggregation]) -> dict[str, Array]:
-    """One array per aggregation, from whatever the operator returned.
+def entries(result: Any, members: Mapping[str, Aggregation]) -> dict[str, Any]:
+    """One array per aggregation, from whatever the operator returned; rows as they are.
 
     Raises
     ------
@@ -141,7 +163,9 @@ def entries(result: Any, members: Mapping[str, Aggregation]) -> dict[str, Array]
     return {key: _entry(result[key], member, f"output {key!r}") for key, member in members.items()}
 
 
-def _entry(value: Any, member: Aggregation, what: str) -> Array:
+def _entry(value: Any, member: Aggregation, what: str) -> Any:
+    if member.keyed:
+        return value
     names = member.inputs
     if isinstance(value, Mapping) and names:
         if set(value) != set(names):
@@ -177,17 +201,37 @@ def collect(
 
     Returns
     -------
-    ndarray, or dict of name to ndarray where there are several arrays
+    ndarray or Rows, or dict of name to one of these where there are several
     """
     outputs = outputs_for(members, output)
-    running = {key: _Running(member, grid, outputs[key]) for key, member in members.items()}
+    running = {key: _running(member, grid, outputs[key]) for key, member in members.items()}
     for patch in patches:
         for key, values in entries(patch.data, members).items():
             running[key].add(patch, values)
-    arrays: dict[str, Array] = {}
+    found: dict[str, Any] = {}
     for key in members:
-        arrays.update(running[key].arrays())
-    return next(iter(arrays.values())) if len(arrays) == 1 else arrays
+        found.update(running[key].results())
+    return next(iter(found.values())) if len(found) == 1 else found
+
+
+def _running(member: Aggregation, grid: PatchGrid, output: Output) -> _Running | _Gathering:
+    return (
+        _Gathering(member, grid, output)
+        if isinstance(member, ByIndex)
+        else _Running(member, grid, output)
+    )
+
+
+class _Gathering(Gathering):
+    """One table of :func:`collect`."""
+
+    def __init__(self, member: ByIndex, grid: PatchGrid, output: Output) -> None:
+        check_keyed_output(output)
+        super().__init__(member, grid, f"output {output.name!r}")
+        self.name = output.name
+
+    def results(self) -> dict[str, Any]:
+        return {self.name: self.rows()}
 
 
 class _Running:
@@ -224,7 +268,7 @@ class _Running:
         weights = self.grid.weights(patch.anchor, cells) if self.grid.weighted else None
         self.member.add(self.state, cells, inside, weights, self.output.missing)
 
-    def arrays(self) -> dict[str, Array]:
+    def results(self) -> dict[str, Any]:
         state = self.state
         if state is None:
             riding = tuple(self.grid.domain.size(dim) for dim in self.grid.riding)

@@ -9,7 +9,7 @@ from typing import Any
 
 from geopatch_dask.aggregation import Output
 from geopatch_dask.aggregation.statistic import Statistic
-from geopatch_dask.errors import RunIncomplete
+from geopatch_dask.errors import OptionError, RunIncomplete
 from geopatch_dask.execute.graph import TaskGraph, compile_graph
 from geopatch_dask.execute.prepare import finished, prepare, unfinished
 from geopatch_dask.execute.report import Report
@@ -93,6 +93,8 @@ class Plan(PlanBase):
         UncoveredWarning
             When cells were reached by no patch.
         """
+        if on_failure not in ("raise", "return"):
+            raise OptionError(f"on_failure {on_failure!r} is neither 'raise' nor 'return'")
         began = time.perf_counter()
         prepare(self, overwrite)
         records, problems = finished(self)

@@ -104,7 +104,7 @@ def _revived(value: Any) -> Any:
     if isinstance(value, Configurable):
         return value
     if isinstance(value, Mapping):
-        if "class" in value:
+        if isinstance(value.get("class"), str):  # a member may be named "class", too
             return from_config(value)
         return {key: _revived(item) for key, item in value.items()}
     if isinstance(value, list):

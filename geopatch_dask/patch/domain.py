@@ -153,14 +153,15 @@ def _extended(values: npt.NDArray[Any], start: int, stop: int) -> npt.NDArray[An
     """``values[start:stop]`` where indices outside the array continue its edge spacing."""
     n = len(values)
     inside = values[max(start, 0) : max(min(stop, n), 0)]
-    before, after = max(-start, 0), max(stop - n, 0)
-    if not before and not after:
+    before = np.arange(start, min(stop, 0))
+    after = np.arange(max(start, n), stop) - (n - 1)
+    if not len(before) and not len(after):
         return inside
     if n < 2 or values.dtype.kind not in "iufM":
         return None
     parts: Sequence[npt.NDArray[Any]] = (
-        values[0] - (values[1] - values[0]) * np.arange(before, 0, -1),
+        values[0] + (values[1] - values[0]) * before,
         inside,
-        values[-1] + (values[-1] - values[-2]) * np.arange(1, after + 1),
+        values[-1] + (values[-1] - values[-2]) * after,
     )
     return np.concatenate(parts)

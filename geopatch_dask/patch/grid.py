@@ -19,6 +19,7 @@ the *scale* s, is 1 but for operators that refine or coarsen.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import cached_property
@@ -68,6 +69,8 @@ class PatchGrid:
         A full patch.
     support : tuple of (start, stop), output cells
         Where the window is not zero, within a full patch.
+    per_patch : bool
+        Whether results exist once per patch and not per cell, see :meth:`owning`.
 
     Raises
     ------
@@ -103,6 +106,7 @@ class PatchGrid:
         self.out_size = tuple(p * num // den for p in self.size)
         self.shape = tuple(-(-n * num // den) for n in self.field_shape)
         self.support = self.window.support(self.out_size)
+        self.per_patch = False
 
     def variant(self, weighted: bool, scale: Fraction = UNIT) -> PatchGrid:
         """The same patches, weighed or not, at another scale."""
@@ -111,6 +115,17 @@ class PatchGrid:
         other = PatchGrid(self.domain, self.geometry, self.sampler, self.taper, weighted, scale)
         other.__dict__["anchors"] = other.checked(self.anchors)
         return other
+
+    def owning(self) -> PatchGrid:
+        """The same patches for results that exist once per patch: a box needs those it owns."""
+        other = copy.copy(self)
+        other.per_patch = True
+        return other
+
+    @property
+    def reach(self) -> tuple[tuple[int, int], ...]:
+        """Cells of a full patch by which a box that needs it is told: they meet."""
+        return ((0, 1),) * len(self.dims) if self.per_patch else self.support
 
     @cached_property
     def anchors(self) -> Anchors:
@@ -241,11 +256,15 @@ class PatchGrid:
         return [low for low, _ in limits], [high for _, high in limits]
 
     def touching(self, box: Box) -> IntArray:
-        """Ordinals, ascending, of the patches whose footprint meets a box."""
+        """Ordinals, ascending, of the patches that a box needs: whose footprint meets it."""
+        if self.per_patch:
+            return self.owned(box)
         return self.anchors.within(*self._limits(box))
 
     def count_touching(self, box: Box) -> int:
         """How many patches touch a box."""
+        if self.per_patch:
+            return self.count_owned(box)
         return self.anchors.count_within(*self._limits(box))
 
     def _owner_limits(self, box: Box) -> tuple[list[int], list[int]]:

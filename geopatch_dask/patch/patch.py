@@ -51,9 +51,9 @@ class Patch:
     domain: GridDomain | None = None
 
     def with_data(self, data: Any) -> Patch:
-        """The same place, other numbers: what an operator returned, be it a dict or a tuple."""
-        kept = data if isinstance(data, Mapping | tuple) else np.asarray(data)
-        return dataclasses.replace(self, data=kept)
+        """The same place, other numbers: whatever an operator returned, be it a dict or rows."""
+        tabular = isinstance(data, Mapping | tuple | list | None) or hasattr(data, "to_records")
+        return dataclasses.replace(self, data=data if tabular else np.asarray(data))
 
     @property
     def patch_dims(self) -> tuple[str, ...]:

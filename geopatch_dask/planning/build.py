@@ -46,6 +46,7 @@ class MemoryOf:
     found: Probe
     batch: int
     model: MemoryModel
+    first_pass: int = 0
 
     def __call__(self, layout: Layout) -> MemoryPlan:
         """Evaluate :func:`~geopatch_dask.planning.memory.memory_of` for the largest super-tile."""
@@ -86,6 +87,7 @@ class MemoryOf:
                 may_miss=self.field.may_miss,
                 cache=fields.GDAL_CACHE if isinstance(self.field, RasterField) else 0,
                 operator=max(self.found.workspace - known, 0),
+                first_pass=self.first_pass,
             ),
             self.model,
         )
@@ -127,6 +129,7 @@ def build(
     over: Operator | Callable[..., Any] | str = "field",
 ) -> dict[str, Any]:
     """The fields of a plan; see :func:`geopatch_dask.plan` for the arguments."""
+    cells_of((slots,), "slots")
     source = fields.as_field(field)
     if not isinstance(patcher, Patcher):
         raise OptionError(f"patcher must be a Patcher, got {patcher!r}")
@@ -138,6 +141,7 @@ def build(
     elif not isinstance(over, str) or over != "field":
         raise OptionError("over= belongs to a first pass: give context= a statistic")
     run.check_picklable()
+    cells_of((slots,), "slots")
     location = Location.of(target)
     members = members_of(patcher.aggregation)
     outputs = outputs_for(members, output)
@@ -157,7 +161,8 @@ def build(
     )
     _check_names(products)
     model = MemoryModel()
-    memory = MemoryOf(grid, source, products, found, run.batch or 1, model)
+    leaf = first.source(source, grid, run).leaf_bytes if first is not None else 0
+    memory = MemoryOf(grid, source, products, found, run.batch or 1, model, leaf)
     base = Layout(grid.dims, grid.shape, cut or kept, kept, cut)
     layout, rejected = _layout(outer, base, source, grid, memory, memory_limit, slots, model)
     output_domain(source.domain, products, grid)

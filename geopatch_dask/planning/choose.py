@@ -152,7 +152,10 @@ def _losers(best: Candidate, considered: Sequence[Candidate], usable: int) -> li
             why = f"needs {bytes_text(c.memory)}, a worker may use {bytes_text(usable)}"
         else:
             kind = "larger" if c.supertiles < best.supertiles else "smaller"
-            why = f"{100 * (c.score / best.score - 1):.1f} % more work, waiting included"
+            more = 100 * (c.score / best.score - 1)
+            why = f"{abs(more):.1f} % {'more' if more >= 0 else 'less'} work, waiting included"
+            if more < 0:
+                why += f", not worth {bytes_text(c.memory - best.memory)} more"
         if kind not in kinds:
             kinds[kind] = Candidate(c.tile, c.supertiles, c.amplification, c.memory, c.score, why)
     return list(kinds.values())

@@ -21,9 +21,9 @@ from geopatch_dask.aggregation.passes import FieldPass, OutputPass, Pass, banded
 from geopatch_dask.aggregation.statistic import Statistic, StatisticState, merge_tree
 from geopatch_dask.errors import OptionError, RecordError
 from geopatch_dask.fields.base import Field
-from geopatch_dask.patch.config import to_json
 from geopatch_dask.patch.grid import PatchGrid
 from geopatch_dask.patch.patcher import Patcher
+from geopatch_dask.planning.identity import described
 from geopatch_dask.planning.operator import Operator
 
 __all__ = ["CONTEXT_FILE", "Context", "state_from_json", "state_to_json"]
@@ -68,7 +68,7 @@ class Context:
     def identity(self) -> dict[str, Any]:
         """What decides the statistic, as JSON."""
         return {
-            "statistic": to_json(self.statistic),
+            "statistic": described(self.statistic),
             "over": self.over,
             "fit": self.fit and self.fit.identity(),
         }

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from dataclasses import field as attribute
 from fractions import Fraction
 from functools import cached_property
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 
@@ -24,17 +24,18 @@ from geopatch_dask.aggregation.statistic import Statistic
 from geopatch_dask.errors import GeopatchError, OptionError, RecordError
 from geopatch_dask.fields.base import Field
 from geopatch_dask.patch.boxes import Box
-from geopatch_dask.patch.config import object_name, to_json
+from geopatch_dask.patch.config import Configurable, object_name, to_json
 from geopatch_dask.patch.domain import Affine6, Coordinate, GridDomain, RasterDomain
 from geopatch_dask.patch.grid import UNIT, PatchGrid
 from geopatch_dask.patch.patcher import Patcher
 from geopatch_dask.planning.context import Context
 from geopatch_dask.planning.cost import Cost, cost_of
-from geopatch_dask.planning.identity import code_identity, digest
+from geopatch_dask.planning.identity import code_identity, described, digest
 from geopatch_dask.planning.memory import MemoryPlan
 from geopatch_dask.planning.operator import Operator
 from geopatch_dask.planning.probe import OutputArray, Product
 from geopatch_dask.planning.supertile import Layout, SuperTile
+from geopatch_dask.planning.tables import Table
 from geopatch_dask.store.location import Location
 
 __all__ = ["SCHEMA", "PlanBase", "fingerprint_parts"]
@@ -57,6 +58,8 @@ class PlanBase:
         Super-tiles, chunks and shards over the patch axes.
     products : tuple of Product
         The operator's results and the arrays that are written.
+    tables : tuple of Table
+        Results of the operator that are rows, and their columns.
     memory : MemoryPlan
         Peak bytes of one worker slot.
     parts : dict
@@ -88,6 +91,7 @@ class PlanBase:
     seconds_per_patch: float = 0.0
     scale: Fraction = UNIT
     context: Context | None = None
+    tables: tuple[Table, ...] = ()
     rejected: tuple[Mapping[str, Any], ...] = attribute(default=())
 
     def __getstate__(self) -> dict[str, Any]:
@@ -102,9 +106,11 @@ class PlanBase:
 
     @cached_property
     def grid(self) -> PatchGrid:
-        """The patches, as far as they are common to all products."""
+        """The patches, as far as they are common to all products and tables."""
         weighted = all(product.aggregation.weighted for product in self.products)
-        return self.patcher.grid(self.field.domain).variant(weighted, self.scale)
+        # Whoever owns an anchor emits rows, though the window may be zero there.
+        grid = self.patcher.grid(self.field.domain).variant(weighted and not self.tables, self.scale)
+        return grid if self.products else grid.owning()
 
     @property
     def arrays(self) -> tuple[OutputArray, ...]:
@@ -154,6 +160,7 @@ class PlanBase:
             "target": self.target.to_json(),
             "layout": asdict(self.layout),
             "products": to_json(products),
+            "tables": [table.to_json() for table in self.tables],
             "scale": str(self.scale),
             "context": self.context and _or_none(lambda: _context_config(self.context)),
             "memory": asdict(self.memory),
@@ -206,6 +213,7 @@ class PlanBase:
             products=tuple(_product(stored, members) for stored in data["products"]),
             scale=Fraction(data["scale"]),
             context=_context(data),
+            tables=tuple(Table.from_json(stored, members) for stored in data.get("tables", ())),
             memory=MemoryPlan(**data["memory"]),
             parts=data["parts"],
             memory_limit=data["memory_limit"],
@@ -234,17 +242,17 @@ def fingerprint_parts(
     products: Sequence[Product],
     grid: PatchGrid,
     context: Context | None = None,
+    tables: Sequence[Table] = (),
 ) -> dict[str, Any]:
     """What decides the values, part by part, as JSON."""
     window = patcher.window if any(p.aggregation.weighted for p in products) else None
-    aggregation = patcher.aggregation
     parts = {
         "field": field.identity(),
         "domain": {"dims": list(field.domain.dims), "shape": list(field.domain.shape)},
-        "geometry": patcher.geometry.get_config(),
-        "sampler": patcher.sampler.get_config(),
-        "window": window and (_or_none(window.get_config) or code_identity(window)),
-        "aggregation": _or_none(aggregation.get_config) or code_identity(aggregation),
+        "geometry": described(patcher.geometry),
+        "sampler": described(patcher.sampler),
+        "window": window and described(window),
+        "aggregation": described(cast(Configurable, patcher.aggregation)),
         "operator": operator.identity(),
         "output": {
             "scale": str(grid.scale),
@@ -253,6 +261,8 @@ def fingerprint_parts(
     }
     if context is not None:
         parts["context"] = context.identity()
+    if tables:
+        parts["tables"] = {t.name: [column.to_json() for column in t.columns] for t in tables}
     if window is not None and not window.separable:
         parts["weights"] = code_identity(window.weights(grid.out_size))
     return json.loads(json.dumps(to_json(parts)))  # type: ignore[no-any-return]  # a mapping still

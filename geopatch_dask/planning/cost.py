@@ -81,7 +81,7 @@ def axis_cost(grid: PatchGrid, axis: int, tile: int) -> AxisCost:
         raise TypeError("exact costs per axis exist only for a lattice of anchors")
     anchors, positions = grid.anchors.axes[axis], grid.positions(axis)
     n, p = grid.field_shape[axis], grid.size[axis]
-    lo, hi = grid.support[axis]
+    lo, hi = grid.reach[axis]
     starts = np.arange(0, grid.shape[axis], tile)
     stops = np.minimum(starts + tile, grid.shape[axis])
     first = np.searchsorted(positions, starts - hi + 1)

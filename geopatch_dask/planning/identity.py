@@ -12,14 +12,17 @@ import hashlib
 import inspect
 import json
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import cloudpickle
 import numpy as np
 
-__all__ = ["canonical", "code_identity", "differing", "digest"]
+from geopatch_dask.errors import OptionError
+from geopatch_dask.patch.config import Configurable
+
+__all__ = ["canonical", "code_identity", "described", "differing", "digest"]
 
 
 def canonical(value: Any) -> str:
@@ -48,6 +51,28 @@ def differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
         else:
             names.append(key)
     return names
+
+
+def described(obj: Configurable) -> dict[str, Any] | str:
+    """The configuration of an axis, with a digest of the user's own code in it, if there is any."""
+    try:
+        config = obj.get_config()
+    except OptionError:  # a lambda: nothing but its code to go by
+        return code_identity(obj)
+    named = any(":" in text for text in _texts(config))
+    return {**config, "code": code_identity(obj)} if named else config
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """All strings in JSON."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _texts(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
 
 
 def code_identity(obj: Any) -> str:
@@ -98,7 +123,10 @@ def _parts(update: Callable[[bytes], None], obj: Any, known: _Known) -> list[Any
         case ModuleType():
             update(_text("module", obj.__name__))
         case type():
-            update(_text("class", obj.__module__, obj.__qualname__, _source(obj)))
+            # Our own classes go by their name: a release that changes comments changes no value.
+            ours = obj.__module__.partition(".")[0] == __name__.partition(".")[0]
+            source = "" if ours else _source(obj)
+            update(_text("class", obj.__module__, obj.__qualname__, source))
         case np.ndarray():
             update(_text("array", obj.dtype.str, obj.shape))
             update(np.ascontiguousarray(obj).tobytes())

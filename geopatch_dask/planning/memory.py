@@ -19,7 +19,7 @@ input are as tall as the super-tile.  Nothing in it grows with the size of the f
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 
 __all__ = ["MemoryModel", "MemoryPlan", "Shapes", "memory_of"]
 
@@ -81,6 +81,8 @@ class Shapes:
     may_miss : bool
         Whether cells may be missing.
     cache, operator : int, bytes
+    first_pass : int, bytes
+        What a task of a first pass holds, beyond the operator's own.
     """
 
     rows_in: int
@@ -100,6 +102,7 @@ class Shapes:
     may_miss: bool
     cache: int
     operator: int
+    first_pass: int
 
 
 @dataclass(frozen=True)
@@ -114,11 +117,13 @@ class MemoryPlan:
     batch: int
     operator: int
     flush: int
+    first_pass: int = 0
 
     @property
     def total(self) -> int:
-        """Bytes in all."""
-        return sum(getattr(self, f.name) for f in fields(self))
+        """Bytes in all; a first pass is over before the second begins."""
+        second = self.input + self.band + self.state + self.batch + self.flush
+        return self.reserved + self.cache + self.operator + max(second, self.first_pass)
 
     def to_json(self) -> dict[str, int]:
         """Bytes by purpose, and ``total``."""
@@ -139,4 +144,5 @@ def memory_of(shapes: Shapes, model: MemoryModel) -> MemoryPlan:
         batch=math.ceil(s.batch * (s.patch * s.cell_in + s.patch_out * result)),
         operator=s.operator,
         flush=s.width * s.flush * s.flushed,
+        first_pass=s.first_pass,
     )

@@ -23,6 +23,7 @@ import cloudpickle
 import numpy as np
 import numpy.typing as npt
 
+from geopatch_dask.aggregation.rows import slot_of
 from geopatch_dask.aggregation.several import map_arrays
 from geopatch_dask.errors import OperatorError, OptionError
 from geopatch_dask.patch.config import load_object
@@ -182,6 +183,7 @@ class Operator:
         patches: Sequence[Patch],
         scale: Fraction | None = UNIT,
         context: Mapping[str, Any] | None = None,
+        keyed: frozenset[str] = frozenset(),
     ) -> list[Any]:
         """Apply to some patches of one shape: at most ``batch`` of them.
 
@@ -193,6 +195,8 @@ class Operator:
             have any shape.
         context : mapping or None
             For operators with ``context=True``, what pass 1 found.
+        keyed : frozenset of str
+            Entries of the result that are rows of a table, ``""`` for all of it: any shape goes.
 
         Returns
         -------
@@ -214,22 +218,34 @@ class Operator:
         elif self.batch is None:
             results = [call(self._input(p.data), **options) for p in patches]
         else:
-            results = self._run_batch(call, options, patches)
+            results = self._run_batch(call, options, patches, keyed)
         if scale is None:
             return results
         return [
-            map_arrays(partial(self._checked, patch=patch, scale=scale), result)
+            map_arrays(partial(self._checked, patch=patch, scale=scale), result, keyed)
             for result, patch in zip(results, patches, strict=True)
         ]
 
     def _run_batch(
-        self, call: Callable[..., Any], options: dict[str, Any], patches: Sequence[Patch]
+        self,
+        call: Callable[..., Any],
+        options: dict[str, Any],
+        patches: Sequence[Patch],
+        keyed: frozenset[str],
     ) -> list[Any]:
         size = self.batch or 1
         padded = [p.data for p in patches] + [patches[-1].data] * (size - len(patches))
         result = call(self._input(np.stack(padded)), **options)
+        return [self._cut(result, slot, keyed) for slot in range(len(patches))]
 
-        return [map_arrays(partial(self._slot, slot=slot), result) for slot in range(len(patches))]
+    def _cut(self, result: Any, slot: int, keyed: frozenset[str]) -> Any:
+        """What belongs to one patch of a batch."""
+        if "" in keyed:
+            return slot_of(result, slot, self.batch or 1, self.name)
+        cut = map_arrays(partial(self._slot, slot=slot), result, keyed)
+        for key in keyed.intersection(cut if isinstance(cut, Mapping) else ()):
+            cut[key] = slot_of(result[key], slot, self.batch or 1, f"{self.name}, {key!r}")
+        return cut
 
     def _slot(self, array: Array, slot: int) -> Array:
         if array.ndim < 1 or array.shape[0] != self.batch:
@@ -265,9 +281,9 @@ class Operator:
                     "the operator return NaN where it has no answer"
                 )
             gone = np.isnan(patch.data).reshape(-1, *patch.indices.shape).any(axis=0)
-            if gone.any():
-                result = result.astype(np.result_type(result.dtype, np.float32))
-                result[..., gone] = np.nan
+            # a dtype that has NaN, also where nothing is missing: it must always be the same
+            result = result.astype(np.result_type(result.dtype, np.float32))
+            result[..., gone] = np.nan
         return result
 
 

@@ -10,15 +10,18 @@ import time
 import tracemalloc
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from dataclasses import field as dataclass_field
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 from geopatch_dask.aggregation import Aggregation, Output
+from geopatch_dask.aggregation.rows import Row, rows_of
 from geopatch_dask.aggregation.several import (
     array_name,
     entries,
+    keyed_of,
     members_of,
     part_dtypes,
     part_fills,
@@ -31,7 +34,7 @@ from geopatch_dask.patch.patch import Patch
 from geopatch_dask.patch.patcher import Patcher
 from geopatch_dask.planning.operator import Operator
 
-__all__ = ["OutputArray", "Probe", "Product", "probe", "product_of"]
+__all__ = ["OutputArray", "Probe", "Product", "TriedRows", "probe", "product_of"]
 
 
 @dataclass(frozen=True)
@@ -88,21 +91,39 @@ class Product:
 
 
 @dataclass(frozen=True)
+class TriedRows:
+    """The rows of one patch, and whether their number is free."""
+
+    ordinal: int
+    anchor: tuple[int, ...]
+    rows: tuple[Row, ...]
+    several: bool
+
+    def where(self, what: str) -> str:
+        """Names the patch in messages."""
+        return f"{what}, patch {self.ordinal} at {self.anchor}"
+
+
+@dataclass(frozen=True)
 class Probe:
     """What the operator did on the patches it was tried on.
 
     Parameters
     ----------
     entries : dict of key to ``(leading axes, dtype)``
+        Of results that are arrays.
     seconds : float
         Per patch, from the fastest call.
     workspace : int, bytes
         Peak of what numpy allocated during one call, inputs and result included.
+    rows : dict of key to list of TriedRows
+        Of results that are rows of a table.
     """
 
     entries: dict[str, tuple[tuple[int, ...], str]]
     seconds: float
     workspace: int
+    rows: dict[str, list[TriedRows]] = dataclass_field(default_factory=dict)
 
 
 def probe(
@@ -121,16 +142,23 @@ def probe(
     """
     grid = patcher.grid(field.domain)
     members = members_of(patcher.aggregation)
+    keyed = keyed_of(members)
     n = len(grid.anchors)
     if n == 0:
         lead = tuple(field.domain.size(dim) for dim in grid.riding)
-        return Probe(dict.fromkeys(members, (lead, str(field.dtype))), 0.0, 0)
+        cellwise = [key for key in members if key not in keyed]
+        return Probe(dict.fromkeys(cellwise, (lead, str(field.dtype))), 0.0, 0)
+    rows: dict[str, list[TriedRows]] = {key: [] for key in keyed}
     found: dict[str, tuple[tuple[int, ...], str]] = {}
     seconds, workspace = float("inf"), 0
     for ordinal in sorted({0, n // 2, n - 1}):
         patch = patcher.patch_at(field, ordinal)
-        result, took, peak = _try(operator, patch, scale, context)
+        result, took, peak = _try(operator, patch, scale, context, keyed)
         for key, values in entries(result, members).items():
+            if key in keyed:
+                tried = rows_of(values, f"patch {ordinal} at {patch.anchor}")
+                rows[key].append(TriedRows(ordinal, patch.anchor, tuple(tried[0]), tried[1]))
+                continue
             kind = (values.shape[: values.ndim - patch.indices.ndim], str(values.dtype))
             if found.setdefault(key, kind) != kind:
                 raise OperatorError(
@@ -139,11 +167,15 @@ def probe(
                     "return one shape and dtype always (array.astype(...))"
                 )
         seconds, workspace = min(seconds, took), max(workspace, peak)
-    return Probe(found, seconds, max(workspace, operator.memory))
+    return Probe(found, seconds, max(workspace, operator.memory), rows)
 
 
 def _try(
-    operator: Operator, patch: Patch, scale: Fraction, context: Mapping[str, Any] | None
+    operator: Operator,
+    patch: Patch,
+    scale: Fraction,
+    context: Mapping[str, Any] | None,
+    keyed: frozenset[str],
 ) -> tuple[Any, float, int]:
     operator.load()
     batch = [patch] * (operator.batch or 1)
@@ -154,7 +186,7 @@ def _try(
     before = tracemalloc.get_traced_memory()[0]
     began = time.perf_counter()
     try:
-        result = operator.run(batch, scale, context)[0]
+        result = operator.run(batch, scale, context, keyed)[0]
         peak = tracemalloc.get_traced_memory()[1] - before
     except GeopatchError:
         raise

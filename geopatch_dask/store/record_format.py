@@ -65,8 +65,10 @@ class Record:
         Patches run.
     fill, uncovered, missing : int, cells
         Cells that hold the fill value; that no patch reached; reached only by missing data.
+    tables : mapping of str to int
+        Rows in its part of each table; those without rows are left out.
     checksum : str
-        Hex, of the cells as written.
+        Hex, of the cells and parts as written.
     peak_rss : int, bytes
         Of the process.
     host : str
@@ -99,6 +101,7 @@ class Record:
     fill: int = 0
     uncovered: int = 0
     missing: int = 0
+    tables: Mapping[str, int] = field(default_factory=dict)
     checksum: str = ""
     peak_rss: int = 0
     host: str = ""
@@ -114,11 +117,16 @@ class Record:
         if problem:
             raise RecordError(f"record of super-tile {self.id!r}: {problem}")
 
+    @property
+    def rows(self) -> int:
+        """Rows of all tables."""
+        return sum(self.tables.values())
+
     def to_bytes(self) -> bytes:
         """One JSON object, UTF-8, no trailing newline: no prefix of it is a record."""
         data = {f.name: getattr(self, f.name) for f in fields(self)}  # in the order of the class
         data["box"] = self.box.to_json()
-        for name in ("seconds", "versions", "error"):
+        for name in ("seconds", "tables", "versions", "error"):
             data[name] = None if data[name] is None else dict(data[name])
         return json.dumps(data, indent=1, allow_nan=False).encode()
 
@@ -217,6 +225,8 @@ def _problem(record: Record) -> str:
         0 <= v < float("inf") for v in record.seconds.values()
     ):
         return f"seconds are {record.seconds!r}, not times by phase"
+    if not _is_map(record.tables, int) or any(n < 0 for n in record.tables.values()):
+        return f"tables are {record.tables!r}, not rows by name"
     if not _is_map(record.versions, str):
         return f"versions are {record.versions!r}, not text by package"
     if record.error is not None and not (

@@ -189,6 +189,16 @@ class Ledger:
         """
         return self._scan("tiles", layout)
 
+    def names(self) -> list[str]:
+        """Ids of super-tiles that have a record, trusted or not; nothing is read.
+
+        Raises
+        ------
+        TargetError
+        """
+        found = self.folder.list("tiles")
+        return [name.rpartition("/")[2].removesuffix(".json") for name in found]
+
     def failed(self, layout: str | None = None) -> dict[str, Record]:
         """Records of super-tiles that were given up, keyed by id; otherwise as :meth:`done`."""
         return self._scan("failed", layout)

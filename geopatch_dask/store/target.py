@@ -4,6 +4,9 @@ Workers open arrays ``r+`` by their own metadata, never by consolidated metadata
 stale.  Consolidation is the last act: :func:`finish` replaces the group's document, in one atomic
 write, by one that holds the metadata of everything *and* says ``geopatch:complete``.  A reader
 therefore sees an unfinished target or a finished one, never something between.
+
+A target that ends in ``.parquet`` is one table and no Zarr store (:mod:`.tables`); a document of
+another name, which readers of Parquet pass over, stands for the group's.
 """
 
 from __future__ import annotations
@@ -22,21 +25,33 @@ from geopatch_dask.store.location import Location, raise_target_error
 __all__ = [
     "COMPLETE",
     "DELETING",
+    "FINGERPRINT",
     "ROOT",
     "STATE",
+    "TABLES",
+    "TABLE_NAMES",
     "IncompleteWarning",
+    "existing_root",
     "finish",
+    "holds_one_table",
     "is_complete",
     "open_array",
     "open_target",
     "read_root",
     "reopen",
+    "root_name",
 ]
 
-#: The group's document.
+#: The group's document, and what stands for it where the target is a table.
 ROOT = "zarr.json"
+_TABLE_ROOT = "_geopatch.json"
 #: Suffix of the folder beside a target that holds its records.
 STATE = ".geopatch"
+#: Suffix of the folder beside a target that holds its tables.
+TABLES = ".tables"
+#: Attributes of a target: whose result it is, and names of its tables.
+FINGERPRINT = "geopatch:fingerprint"
+TABLE_NAMES = "geopatch:tables"
 #: Attribute of a target whose last act is done.
 COMPLETE = "geopatch:complete"
 #: Attribute of the tombstone that stands while an old target is being deleted.
@@ -47,6 +62,16 @@ class IncompleteWarning(UserWarning):
     """A target was opened that is not finished: what is missing in it shows as the fill value."""
 
 
+def holds_one_table(place: Location) -> bool:
+    """Whether a target is one table, and no Zarr store: told by how its name ends."""
+    return place.url.partition("?")[0].endswith(".parquet")
+
+
+def root_name(place: Location) -> str:
+    """Name of the document that says what a target is."""
+    return _TABLE_ROOT if holds_one_table(place) else ROOT
+
+
 def read_root(location: Location | object) -> dict[str, Any] | None:
     """The group's document, or None when there is none.  A torn one reads as an empty document.
 
@@ -55,7 +80,8 @@ def read_root(location: Location | object) -> dict[str, Any] | None:
     TargetError
         When the place is forbidden or unreachable.
     """
-    raw = Location.of(location).read(ROOT)
+    place = Location.of(location)
+    raw = place.read(root_name(place))
     if raw is None:
         return None
     try:
@@ -117,10 +143,12 @@ def finish(location: Location | object, attrs: Mapping[str, Any] | None = None) 
         When the attributes are not plain JSON.
     """
     place = Location.of(location)
-    root = _existing_root(place)
+    root = existing_root(place)
     root["attributes"] = {**root.get("attributes", {}), **(attrs or {}), COMPLETE: True}
     root.pop("consolidated_metadata", None)
-    if getattr(place.zarr_store(), "supports_consolidated_metadata", True):
+    if not holds_one_table(place) and getattr(
+        place.zarr_store(), "supports_consolidated_metadata", True
+    ):
         root["consolidated_metadata"] = {
             "kind": "inline",
             "must_understand": False,
@@ -138,7 +166,7 @@ def reopen(location: Location | object) -> None:
         When there is no target.
     """
     place = Location.of(location)
-    root = _existing_root(place)
+    root = existing_root(place)
     root.get("attributes", {}).pop(COMPLETE, None)
     root.pop("consolidated_metadata", None)
     _write_root(place, root)
@@ -165,7 +193,9 @@ def open_target(location: Location | object, chunks: Any = "auto") -> xr.Dataset
         When there is no target.
     """
     place = Location.of(location)
-    root = _existing_root(place)
+    root = existing_root(place)
+    if holds_one_table(place):
+        raise TargetError(f"{place.display} is a table: gp.read_table reads it")
     complete = root.get("attributes", {}).get(COMPLETE) is True
     try:
         dataset: xr.Dataset = xr.open_zarr(
@@ -186,12 +216,18 @@ def open_target(location: Location | object, chunks: Any = "auto") -> xr.Dataset
     return dataset
 
 
-def _existing_root(place: Location) -> dict[str, Any]:
+def existing_root(place: Location) -> dict[str, Any]:
+    """The group's document of a target that has to be there.
+
+    Raises
+    ------
+    TargetError
+        When there is none, or it is being replaced.
+    """
     root = read_root(place)
     if root is None:
-        raise TargetError(
-            f"there is no Zarr store at {place.display}: check the path, or run a plan"
-        )
+        what = "table" if holds_one_table(place) else "Zarr store"
+        raise TargetError(f"there is no {what} at {place.display}: check the path, or run a plan")
     if root.get("attributes", {}).get(DELETING):
         raise TargetError(
             f"{place.display} was being replaced when that run was interrupted: run it again"
@@ -204,7 +240,7 @@ def _write_root(place: Location, root: Mapping[str, Any]) -> None:
         text = json.dumps(root, indent=2, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise OptionError(f"attributes of the target must be plain JSON: {error}") from None
-    place.write(ROOT, text.encode())
+    place.write(root_name(place), text.encode())
 
 
 def _members(place: Location, prefix: str) -> dict[str, Any]:

@@ -43,13 +43,17 @@ from geopatch_dask.store.target import (
     DELETING,
     ROOT,
     STATE,
+    TABLE_NAMES,
+    TABLES,
     IncompleteWarning,
     finish,
+    holds_one_table,
     is_complete,
     open_array,
     open_target,
     read_root,
     reopen,
+    root_name,
 )
 
 __all__ = [
@@ -212,13 +216,13 @@ def create(
         When arrays and domain disagree.
     """
     place = Location.of(location)
-    documents = _documents(arrays, domain, dict(attrs or {}))
-    made = _make_room(place, documents, overwrite)
+    documents = _documents(place, arrays, domain, dict(attrs or {}))
+    made, root = _make_room(place, documents, overwrite), root_name(place)
     if made:
         _add_parents(place)
-        place.write(ROOT, documents[ROOT])
+        place.write(root, documents[root])
     for name, data in documents.items():
-        if name != ROOT and (made or not place.exists(name)):
+        if name != root and (made or not place.exists(name)):
             place.write(name, data)
     return made
 
@@ -227,13 +231,13 @@ def _make_room(place: Location, documents: Mapping[str, bytes], overwrite: bool)
     """Whether a new target is to be made; what must go first is gone then."""
     root = read_root(place)
     if root is None and _is_vacant(place, overwrite):
-        place.sibling(STATE).clear()
+        _clear_beside(place)
         return True
     theirs = (root or read_root(place) or {}).get("attributes", {})
     if theirs.get(DELETING) or overwrite:
         _erase(place)
         return True
-    ours = json.loads(documents[ROOT])["attributes"]
+    ours = json.loads(documents[root_name(place)])["attributes"]
     if theirs.get(f"{_OWN}template") != ours[f"{_OWN}template"]:
         raise TargetError(
             f"{place.display} exists and is another result "
@@ -244,9 +248,9 @@ def _make_room(place: Location, documents: Mapping[str, bytes], overwrite: bool)
 
 
 def _documents(
-    arrays: Sequence[ArraySpec], domain: GridDomain, attrs: dict[str, Any]
+    place: Location, arrays: Sequence[ArraySpec], domain: GridDomain, attrs: dict[str, Any]
 ) -> dict[str, bytes]:
-    """Every object of the template, keyed by name; the group's document is :data:`ROOT`."""
+    """Every object of the template, keyed by name; one is the group's document."""
     _check(arrays, domain, attrs)
     store = MemoryStore()
     coordinates = georef.coordinates(domain)
@@ -254,6 +258,10 @@ def _documents(
         f"{_OWN}schema": SCHEMA,
         f"{_OWN}template": _digest(arrays, domain, attrs, list(coordinates)),
     }
+    if holds_one_table(place):
+        if arrays:
+            raise OptionError(f"{place.display}: a name that ends in .parquet is for one table")
+        return {root_name(place): json.dumps({"attributes": {**attrs, **own}}).encode()}
     group = {**georef.group_attrs(domain), **attrs, **own}
     zarr.create_group(store, zarr_format=3, attributes=group)
     for spec in arrays:
@@ -310,7 +318,7 @@ def _add_values(
 
 def _check(arrays: Sequence[ArraySpec], domain: GridDomain, attrs: dict[str, Any]) -> None:
     names = [spec.name for spec in arrays]
-    if not names or len(set(names)) != len(names):
+    if not (names or attrs.get(TABLE_NAMES)) or len(set(names)) != len(names):
         raise OptionError(f"a target needs arrays of distinct names, got {names}")
     taken = {*domain.dims, georef.SPATIAL_REF}.intersection(names)
     if taken:
@@ -358,8 +366,8 @@ def _is_vacant(place: Location, overwrite: bool) -> bool:
 
     False when one has appeared since: another client was faster.
     """
-    inside = [name for name in place.list() if name != STATE]
-    if not inside or ROOT in inside:
+    inside = [name for name in place.list() if name not in (STATE, TABLES)]
+    if not inside or root_name(place) in inside:
         return not inside
     if {".zgroup", ".zarray", ".zmetadata"}.isdisjoint(inside):
         raise TargetError(
@@ -389,9 +397,16 @@ def _add_parents(place: Location) -> None:
 def _erase(place: Location) -> None:
     """Delete the records, then the data, leaving the tombstone."""
     tombstone = {"zarr_format": 3, "node_type": "group", "attributes": {DELETING: True}}
-    place.write(ROOT, json.dumps(tombstone).encode())
+    place.write(root_name(place), json.dumps(tombstone).encode())
+    _clear_beside(place)
+    place.clear(keep=root_name(place))
+
+
+def _clear_beside(place: Location) -> None:
+    """Delete the records, then the tables."""
     place.sibling(STATE).clear()
-    place.clear(keep=ROOT)
+    if not holds_one_table(place):
+        place.sibling(TABLES).clear()
 
 
 def _difference(
@@ -412,7 +427,7 @@ def _difference(
         theirs, ours = json.loads(raw), json.loads(data)
         keys = ("shape", "data_type", "chunk_grid", "codecs", "fill_value", "dimension_names")
         found += [f"{key} of {array!r}" for key in keys if theirs.get(key) != ours.get(key)]
-    ours = json.loads(documents[ROOT])["attributes"]
+    ours = json.loads(documents[root_name(place)])["attributes"]
     own = (f"{_OWN}template", f"{_OWN}schema")
     found += [k for k in ours if k not in own and attributes.get(k) != ours[k]]
     return "differs in " + ", ".join(found[:6]) if found else "differs in the labels of its axes"

@@ -67,8 +67,8 @@ class ApproxCardinality(Statistic):
     *State*: ``2^p`` bytes per band: 16 KB with the default.
 
     *Source*: P. Flajolet, E. Fusy, O. Gandouet, F. Meunier, "HyperLogLog", AofA 2007; the
-    estimator is algorithm 6 of O. Ertl, "New cardinality estimation algorithms for HyperLogLog
-    sketches", arXiv:1702.01284 (2017).
+    estimator is the improved raw one of O. Ertl, "New cardinality estimation algorithms for
+    HyperLogLog sketches", arXiv:1702.01284 (2017).
 
     Examples
     --------
@@ -121,8 +121,7 @@ class ApproxCardinality(Statistic):
 
     def merge(self, left: StatisticState, right: StatisticState) -> StatisticState:
         """Keep the larger of each register."""
-        np.maximum(left["registers"], right["registers"], out=left["registers"])
-        return left
+        return {"registers": np.maximum(left["registers"], right["registers"])}
 
     def finalize(self, state: StatisticState) -> dict[str, Array]:
         """Estimate.

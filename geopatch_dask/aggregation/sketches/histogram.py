@@ -42,7 +42,7 @@ Counts = npt.NDArray[np.int64]
 
 #: Cells of the fine grid per bin, at least.
 _FINE = 64
-# float64: bits of precision, exponents of the smallest number and above the largest, which it is
+# float64: bits of precision, exponent of the smallest number, and one above the largest
 _PRECISION, _LEAST, _LARGEST = 53, -1074, 1024
 _HUGE = float(np.finfo(np.float64).max)
 
@@ -74,9 +74,9 @@ class StreamingHistogram(Statistic):
     *State*: ``8 bins + 16`` bytes per band with a range, else ``512 bins + 32`` with ``bins``
     rounded up to a power of two: 33 KB with the default.
 
-    *Source*: of this project; dyadic grids that coarsen as the range grows, as in the histograms
-    of Y. Ben-Haim and E. Tom-Tov ("A streaming parallel decision tree algorithm", JMLR 2010), but
-    with cells that do not depend on the order, as in Masson et al. (VLDB 2019).
+    *Source*: of this project.  Pairs of cells are collapsed as in UDDSketch (I. Epicoco, C. Melle,
+    M. Cafaro, M. Pulimeno, G. Morleo, IEEE Access 2020), but on a linear grid, not a logarithmic
+    one, whose cells are too wide where values are far from zero and close to each other.
 
     Examples
     --------
@@ -155,16 +155,15 @@ class StreamingHistogram(Statistic):
 
     def merge(self, left: StatisticState, right: StatisticState) -> StatisticState:
         """Bring both to one grid, then add."""
+        merged = {name: array.copy() for name, array in left.items()}
         if not self.range:
-            other = {name: array.copy() for name, array in right.items()}
-            for band in range(len(left["below"])):
-                span = float(left["min"][band]), float(left["max"][band])
-                self._widen(left, band, float(right["min"][band]), float(right["max"][band]))
-                self._widen(other, band, *span)
-            right = other
+            right = {name: array.copy() for name, array in right.items()}
+            for band in range(len(merged["below"])):
+                self._widen(merged, band, float(right["min"][band]), float(right["max"][band]))
+                self._widen(right, band, float(merged["min"][band]), float(merged["max"][band]))
         for name in ("counts", "below", "above"):
-            left[name] += right[name]
-        return left
+            merged[name] += right[name]
+        return merged
 
     def finalize(self, state: StatisticState) -> dict[str, Array]:
         """Gather cells into bins.
@@ -290,11 +289,10 @@ def _floor(value: float, exponent: int) -> int:
 
 def _even(low: float, high: float, bins: int) -> Floats:
     """Edges of bins of equal width; the ends are exact."""
-    steps = np.arange(bins + 1) / bins
+    steps = np.arange(bins) / bins
     width = high - low
-    edges = low + steps * width if width < np.inf else 2 * (low / 2 + steps * (high / 2 - low / 2))
-    edges[-1] = high
-    return np.asarray(np.minimum(edges, high), np.float64)
+    inner = low + steps * width if width < np.inf else 2 * (low / 2 + steps * (high / 2 - low / 2))
+    return np.append(np.minimum(inner, high), high)
 
 
 def _range(given: Any, bins: int) -> tuple[float, float]:

@@ -168,9 +168,7 @@ class ApproxMode(Statistic):
 
     def merge(self, left: StatisticState, right: StatisticState) -> StatisticState:
         """Add."""
-        for name, counts in left.items():
-            counts += right[name]
-        return left
+        return {name: counts + right[name] for name, counts in left.items()}
 
     def finalize(self, state: StatisticState) -> dict[str, Array]:
         """Search.

@@ -129,11 +129,12 @@ class ApproxQuantile(Statistic):
 
     def merge(self, left: StatisticState, right: StatisticState) -> StatisticState:
         """Add counts, keep the outer extremes."""
-        left["counts"] += right["counts"]
-        left["tiny"] += right["tiny"]
-        np.minimum(left["min"], right["min"], out=left["min"])
-        np.maximum(left["max"], right["max"], out=left["max"])
-        return left
+        return {
+            "counts": left["counts"] + right["counts"],
+            "tiny": left["tiny"] + right["tiny"],
+            "min": np.minimum(left["min"], right["min"]),
+            "max": np.maximum(left["max"], right["max"]),
+        }
 
     def finalize(self, state: StatisticState) -> dict[str, Array]:
         """Read the quantiles off.

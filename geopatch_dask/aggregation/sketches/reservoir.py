@@ -160,10 +160,11 @@ class Reservoir(Statistic):
 
     def merge(self, left: StatisticState, right: StatisticState) -> StatisticState:
         """The k lowest of both."""
-        for band in range(len(left["n"])):
-            self._keep(left, band, tuple(right[name][band] for name in _ENTRY))
-        left["n"] += right["n"]
-        return left
+        merged = {name: array.copy() for name, array in left.items()}
+        for band in range(len(merged["n"])):
+            self._keep(merged, band, tuple(right[name][band] for name in _ENTRY))
+        merged["n"] += right["n"]
+        return merged
 
     def finalize(self, state: StatisticState) -> dict[str, Array]:
         """The sample.

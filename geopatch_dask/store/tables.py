@@ -1,0 +1,248 @@
+"""Tables: Parquet datasets beside (or in place of) the Zarr store.
+
+::
+
+    out.zarr/                              arrays; nothing but Zarr
+    out.zarr.tables/stats.parquet/         one folder per table: a Parquet dataset
+        _common_metadata                   its columns, also when there are no rows
+        part-y0-512_x0-512.parquet         rows of the patches that this super-tile owns
+    out.zarr.geopatch/<fp8>/tiles/*.json   the records, which say how many rows each part has
+
+A run whose only output is one table may be given a target that ends in ``.parquet``: then the
+target is the folder of parts itself, and ``_geopatch.json`` in it stands for the group document.
+
+A part is written whole, before the record that speaks of it, and deleted after that record.  A part
+that no record speaks of is what a dead worker left: it is never read, and removed when the run
+finishes.  A super-tile without rows writes no part.  The row order within a dataset is by part;
+:func:`read_table` sorts.
+"""
+
+from __future__ import annotations
+
+import warnings
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from geopatch_dask.aggregation.table import arrow, settled
+from geopatch_dask.errors import OptionError, RecordError, TargetError
+from geopatch_dask.store.location import Location
+from geopatch_dask.store.records import Ledger, Record
+from geopatch_dask.store.target import (
+    COMPLETE,
+    FINGERPRINT,
+    TABLE_NAMES,
+    TABLES,
+    IncompleteWarning,
+    existing_root,
+    holds_one_table,
+)
+
+__all__ = [
+    "SORTED_BY",
+    "delete_parts",
+    "drop_strays",
+    "folder_of",
+    "parts",
+    "read_table",
+    "write_part",
+    "write_schema",
+]
+
+#: Metadata of a table: the column it is sorted by.
+SORTED_BY = "geopatch:sorted_by"
+
+_COLUMNS = "_common_metadata"
+_PART, _PARQUET = "part-", ".parquet"
+#: Parts read at the same time.
+_READERS = 16
+
+
+def folder_of(place: Location, name: str) -> Location:
+    """Where the parts of a table are."""
+    if holds_one_table(place):
+        return place
+    return place.sibling(TABLES).child(f"{name}{_PARQUET}")
+
+
+def write_schema(place: Location, name: str, table: Any) -> None:
+    """Record the columns of a table, so that it can be read before it has a row.
+
+    Parameters
+    ----------
+    place : Location
+        Of the target.
+    name : str
+    table : pyarrow.Table
+        Without rows.
+
+    Raises
+    ------
+    TargetError
+    """
+    folder_of(place, name).write(_COLUMNS, _to_bytes(table))
+
+
+def write_part(place: Location, name: str, tile: str, table: Any) -> tuple[int, int]:
+    """Write the rows of one super-tile; returns bytes written and their CRC-32.
+
+    Raises
+    ------
+    TargetError
+    """
+    data = _to_bytes(table)
+    folder_of(place, name).write(_part(tile), data)
+    return len(data), zlib.crc32(data)
+
+
+def parts(place: Location, name: str) -> set[str]:
+    """Super-tiles that have a part, recorded or not.
+
+    Raises
+    ------
+    TargetError
+    """
+    names = [path.rpartition("/")[2] for path in folder_of(place, name).list()]
+    return {
+        name.removeprefix(_PART).removesuffix(_PARQUET)
+        for name in names
+        if name.startswith(_PART) and name.endswith(_PARQUET)
+    }
+
+
+def delete_parts(place: Location, names: Iterable[str], tile: str) -> None:
+    """Forget the rows of a super-tile; to be called after its record is gone.
+
+    Raises
+    ------
+    TargetError
+    """
+    for name in names:
+        folder_of(place, name).delete(_part(tile))
+
+
+def drop_strays(place: Location, names: Sequence[str], ledger: Ledger) -> None:
+    """Delete parts that no record speaks of; to be called when everything is done.
+
+    Raises
+    ------
+    TargetError
+    """
+    if not names:
+        return
+    recorded = set(ledger.names())
+    for name in names:
+        for tile in sorted(parts(place, name) - recorded):
+            delete_parts(place, [name], tile)
+
+
+def read_table(
+    target: Any, name: str | None = None, storage_options: Mapping[str, Any] | None = None
+) -> Any:
+    """A table of a target, sorted by ordinal: the same bytes whatever the layout.
+
+    Parameters
+    ----------
+    target : path, URL, Location or zarr store
+    name : str, optional
+        Which table, where there are several.
+    storage_options : mapping
+        For the target.
+
+    Returns
+    -------
+    pyarrow.Table
+        ``.to_pandas()`` makes a DataFrame.  Tables of query points are sorted by point.
+
+    Raises
+    ------
+    TargetError
+        When there is no target, or it has no such table.
+    RecordError
+        When a part is missing or damaged; the same plan, run again, mends what is missing.
+    GeopatchError
+        When pyarrow is not installed.
+
+    Warns
+    -----
+    IncompleteWarning
+        When the target is not finished: rows may be missing.
+    """
+    arrow()
+    place = Location.of(target, storage_options)
+    attributes = existing_root(place).get("attributes", {})
+    chosen = _chosen(place, attributes.get(TABLE_NAMES) or [], name)
+    if attributes.get(COMPLETE) is not True:
+        warnings.warn(
+            f"{place.display} is not complete: rows not computed yet are not in the table",
+            IncompleteWarning,
+            stacklevel=2,
+        )
+    folder = folder_of(place, chosen)
+    raw = folder.read(_COLUMNS)
+    if raw is None:
+        raise TargetError(f"{folder.display} has no {_COLUMNS}: run the plan again")
+    schema = _from_bytes(raw, f"{folder.display}/{_COLUMNS}").schema
+    wanted = _recorded(place, attributes, chosen)
+    with ThreadPoolExecutor(_READERS) as pool:
+        tables = list(pool.map(lambda part: _read_part(folder, *part, schema), wanted.items()))
+    return settled(tables, schema, (schema.metadata or {})[SORTED_BY.encode()].decode())
+
+
+def _chosen(place: Location, names: Sequence[str], name: str | None) -> str:
+    if not names:
+        raise TargetError(f"{place.display} holds no table; gp.open reads its arrays")
+    if name is None and len(names) > 1:
+        raise OptionError(f"{place.display} holds the tables {', '.join(names)}: name one of them")
+    if name is not None and name not in names:
+        raise TargetError(f"{place.display} holds no table {name!r}, but {', '.join(names)}")
+    return name or names[0]
+
+
+def _recorded(place: Location, attributes: Mapping[str, Any], name: str) -> dict[str, int | None]:
+    """Rows of every super-tile that has some; None where no record tells how many."""
+    ledger = Ledger(place, str(attributes.get(FINGERPRINT)))
+    done: Iterable[Record] = ledger.done().values()
+    found: dict[str, int | None] = {r.id: r.tables[name] for r in done if r.tables.get(name)}
+    if not found and attributes.get(COMPLETE) is True and not ledger.names():
+        # Someone copied the result without its records; strays were removed when it was finished.
+        return dict.fromkeys(sorted(parts(place, name)))
+    return found
+
+
+def _read_part(folder: Location, tile: str, rows: int | None, schema: Any) -> Any:
+    where = f"{folder.display}/{_part(tile)}"
+    raw = folder.read(_part(tile))
+    if raw is None:
+        raise RecordError(f"{where} is gone, but its super-tile is recorded: run the plan again")
+    table = _from_bytes(raw, where)
+    if table.schema.names != schema.names or table.schema.types != schema.types:
+        raise RecordError(f"{where} has other columns than the table: delete it and run again")
+    if rows is not None and table.num_rows != rows:
+        raise RecordError(
+            f"{where} has {table.num_rows} rows, its record says {rows}: delete it and run again"
+        )
+    return table
+
+
+def _part(tile: str) -> str:
+    return f"{_PART}{tile}{_PARQUET}"
+
+
+def _to_bytes(table: Any) -> bytes:
+    pa = arrow()
+    sink = pa.BufferOutputStream()
+    pa.parquet.write_table(table, sink, compression="zstd", version="2.6")
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def _from_bytes(data: bytes, where: str) -> Any:
+    pa = arrow()
+    try:
+        # Not read_table: that looks for more parts, and for columns in the names of folders.
+        return pa.parquet.ParquetFile(pa.BufferReader(data)).read()
+    except (pa.ArrowException, OSError) as error:
+        line = " ".join(str(error).split())[:200]
+        raise RecordError(f"{where} is damaged ({line}): delete it and run the plan again") from None

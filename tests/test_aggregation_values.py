@@ -1,0 +1,248 @@
+"""Votes, posteriors and layers on values that tell, against plain numpy and scipy."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import examples
+
+import geopatch_dask as gp
+from geopatch_dask.aggregation import strict
+
+Array = npt.NDArray[Any]
+
+
+@pytest.fixture(autouse=True)
+def _unbounded_is_no_news() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*streaming_safe")
+        yield
+
+
+def layered(layers: Any, aggregation: gp.Aggregation, ndim: int = 1, **output: Any) -> Any:
+    """Aggregate results that lie exactly over one another: one patch per entry, in this order."""
+    first = layers[0][0] if isinstance(layers[0], tuple) else layers[0]
+    cells = np.shape(first)[np.ndim(first) - ndim :]
+    field = gp.ArrayField(np.zeros(cells), dims=("y", "x")[-ndim:])
+    patcher = gp.Patcher(
+        gp.Rectangular(cells), gp.Explicit([(0,) * ndim] * len(layers)), None, aggregation
+    )
+    patches = (p.with_data(a) for p, a in zip(patcher.split(field), layers, strict=True))
+    return patcher.merge(patches, field, gp.Output(**output))
+
+
+# ---- posteriors ----------------------------------------------------------------------------------
+
+
+def test_variances_four_and_one() -> None:
+    """Weights 1 : 4; the posterior variance is 1 / (1/4 + 1)."""
+    found = layered(
+        [(np.array([10.0]), np.array([4.0])), (np.array([20.0]), np.array([1.0]))],
+        gp.InvVarWeightedMean(),
+    )
+    assert found["data_mu"][0] == 18.0
+    assert found["data_var"][0] == 0.8
+
+
+def test_unusable_variances_are_missing_and_counted() -> None:
+    mu = np.ones(6)
+    bad = np.array([0.0, -1.0, np.nan, np.inf, 2.0, 0.0])
+    good = np.array([4.0, 4.0, 4.0, 4.0, 2.0, np.nan])
+    found = layered([(mu * 9, bad), (mu, good)], gp.InvVarWeightedMean())
+    np.testing.assert_array_equal(found["data_mu"], [1, 1, 1, 1, 5, np.nan])
+    np.testing.assert_array_equal(found["data_var"], [4, 4, 4, 4, 1, np.nan])
+
+
+@given(st.integers(0, 10**6), st.integers(1, 8))
+@examples(30)
+def test_the_weighted_posterior(seed: int, n: int) -> None:
+    rng = np.random.default_rng(seed)
+    mu, var = rng.normal(size=(n, 5)), rng.uniform(0.1, 9, (n, 5))
+    found = layered(list(zip(mu, var, strict=True)), gp.InvVarWeightedMean())
+    np.testing.assert_allclose(found["data_var"], 1 / (1 / var).sum(axis=0), rtol=1e-13)
+    np.testing.assert_allclose(
+        found["data_mu"], (mu / var).sum(axis=0) / (1 / var).sum(axis=0), rtol=1e-11, atol=1e-13
+    )
+
+
+def test_mu_and_var_may_come_as_a_dict() -> None:
+    field = gp.ArrayField(np.ones((4, 4)))
+    patcher = gp.Patcher(
+        gp.Rectangular((4, 4)), gp.RegularStride(4), None, gp.InvVarWeightedMean()
+    )
+    patches = (p.with_data({"var": p.data * 2, "mu": p.data}) for p in patcher.split(field))
+    found = patcher.merge(patches, field)
+    assert set(found) == {"data_mu", "data_var"}
+    assert (found["data_var"] == 2).all()
+
+
+# ---- votes ---------------------------------------------------------------------------------------
+
+
+def test_ties_go_to_the_lowest_class() -> None:
+    found = layered([np.array([2, 1, 0]), np.array([1, 1, 2])], gp.HardVote(3))
+    np.testing.assert_array_equal(found["data"], [1, 1, 0])
+    np.testing.assert_array_equal(found["data_share"], np.float32([0.5, 1, 0.5]))
+    np.testing.assert_array_equal(found["data_votes"], [2, 2, 2])
+
+
+def test_cells_without_a_vote_hold_the_fill_value() -> None:
+    labels = [np.array([np.nan, 1.0]), np.array([np.nan, np.nan])]
+    found = layered(labels, gp.HardVote(2))
+    np.testing.assert_array_equal(found["data"], [255, 1])
+    np.testing.assert_array_equal(found["data_votes"], [0, 1])
+    assert np.isnan(found["data_share"][0])
+
+
+@given(st.integers(0, 10**6), st.integers(1, 9), st.integers(1, 5))
+@examples(30)
+def test_hard_votes_are_the_mode(seed: int, n: int, k: int) -> None:
+    labels = np.random.default_rng(seed).integers(0, k, (n, 7))
+    found = layered(list(labels), gp.HardVote(k))
+    expected = scipy.stats.mode(labels, axis=0)
+    np.testing.assert_array_equal(found["data"], expected.mode)
+    np.testing.assert_array_equal(found["data_share"], (expected.count / n).astype(np.float32))
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1, -2])
+def test_soft_votes_find_their_axis(axis: int) -> None:
+    rng = np.random.default_rng(3)
+    scores = rng.dirichlet(np.ones(3), (4, 2, 6)).transpose(0, 3, 1, 2)  # layer, class, other, cell
+    position = axis % 2
+    layers = [np.moveaxis(layer, 0, position) for layer in scores]
+    found = layered(layers, gp.SoftVote(3, axis))
+    total = scores.sum(axis=0)
+    np.testing.assert_array_equal(found["data"], total.argmax(axis=0))
+    np.testing.assert_allclose(found["data_share"], total.max(axis=0) / 4, rtol=1e-6)
+    assert found["data"].shape == (2, 6)
+
+
+def test_one_missing_class_is_a_missing_vote() -> None:
+    half = np.array([[0.5, np.nan], [0.5, 1.0]])
+    sure = np.array([[0.9, 0.8], [0.1, 0.2]])
+    found = layered([half, sure], gp.SoftVote(2))
+    np.testing.assert_array_equal(found["data_votes"], [2, 1])
+    np.testing.assert_array_equal(found["data"], [0, 0])
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [([0, 3], "at least 4"), ([-1, 0], "class -1"), ([0.5, 1], "whole numbers")],
+)
+def test_labels_that_are_none(labels: list[float], told: str) -> None:
+    with pytest.raises(gp.OperatorError, match=told):
+        layered([np.array(labels)], gp.HardVote(3))
+
+
+def test_negative_scores_are_refused() -> None:
+    with pytest.raises(gp.OperatorError, match="softmax"):
+        layered([np.array([[1.0], [-1.0]])], gp.SoftVote(2))
+
+
+# ---- layers --------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 10**6), st.integers(1, 12), st.booleans())
+@examples(60)
+def test_quantiles_are_numpys(seed: int, n: int, holes: bool) -> None:
+    rng = np.random.default_rng(seed)
+    layers = np.round(rng.normal(size=(n, 9)), 1) + 0.0
+    if holes:
+        layers[rng.random(layers.shape) < 0.4] = np.nan
+    q = (0.0, 0.1, 0.5, 0.77, 1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # all-NaN slices
+        expected, middle = np.nanquantile(layers, q, axis=0), np.nanmedian(layers, axis=0)
+    np.testing.assert_array_equal(layered(list(layers), gp.Quantile(q)), expected + 0.0)
+    np.testing.assert_array_equal(layered(list(layers), gp.Median()), middle + 0.0)
+
+
+def test_a_median_of_infinities_and_zeros() -> None:
+    layers = [np.array(v) for v in ([np.inf, -0.0, 5.0], [np.inf, 0.0, -np.inf], [1.0, -0.0, 7.0])]
+    found = layered(layers, gp.Median())
+    np.testing.assert_array_equal(found, [np.inf, 0.0, 5.0])
+    assert not np.signbit(found[1])
+
+
+def test_integers_beyond_2_to_the_53_stay_exact() -> None:
+    big = 2**53 + 1
+    layers = [np.array([big, big]), np.array([big + 2, 7]), np.array([big, 7])]
+    assert layered(layers, gp.Mode()).tolist() == [big, 7]
+    assert layered(layers, gp.Mode()).dtype == np.int64
+
+
+@given(st.integers(0, 10**6), st.integers(1, 9))
+@examples(30)
+def test_the_mode_is_scipys(seed: int, n: int) -> None:
+    layers = np.random.default_rng(seed).integers(-2, 2, (n, 11)).astype(np.float32)
+    expected = scipy.stats.mode(layers, axis=0).mode
+    np.testing.assert_array_equal(layered(list(layers), gp.Mode()), expected + np.float32(0))
+
+
+def test_a_learned_function_sees_ordinal_order() -> None:
+    layers = [np.array([3.0, np.nan]), np.array([1.0, 4.0]), np.array([2.0, np.nan])]
+
+    def first_and_count(values: Array, n: Array) -> Array:
+        return values[0] * 10 + n
+
+    np.testing.assert_array_equal(layered(layers, gp.Learned(first_and_count)), [33.0, 41.0])
+
+
+@given(st.integers(0, 10**6), st.integers(1, 8), st.integers(0, 8))
+@examples(40)
+def test_states_merge_to_the_single_pass(seed: int, n: int, split: int) -> None:
+    """Any split of the patches, for everything that adds or sorts exactly."""
+    rng = np.random.default_rng(seed)
+    layers = rng.integers(0, 4, (n, 6)).astype(float)
+    layers[rng.random(layers.shape) < 0.3] = np.nan
+    field = gp.ArrayField(np.zeros(6), dims=("x",))
+    for aggregation in (gp.Median(), gp.Mode(), gp.HardVote(4), gp.Quantile((0.2, 0.9))):
+        patcher = gp.Patcher(gp.Rectangular((6,)), gp.Explicit([(0,)] * n), None, aggregation)
+        grid = patcher.grid(field.domain)
+
+        def state(rows: Array, kind: Any = aggregation, where: Any = grid) -> Any:
+            held = kind.init(where, where.box, (), np.float64, complete=False)
+            for row in rows:
+                kind.add(held, where.box, row, None)
+            return held
+
+        whole = aggregation.finalize(state(layers))
+        parts = aggregation.merge(state(layers[:split]), state(layers[split:]))
+        merged = aggregation.finalize(parts)
+        for name in whole if isinstance(whole, dict) else [None]:
+            left = whole if name is None else whole[name]
+            right = merged if name is None else merged[name]
+            assert np.asarray(left).tobytes() == np.asarray(right).tobytes(), aggregation
+
+
+# ---- unbounded memory ----------------------------------------------------------------------------
+
+
+def test_a_plain_merge_of_layers_warns_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strict, "_warned", set())
+    assert not gp.Median.streaming_safe
+    assert gp.Mean.streaming_safe
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        layered([np.ones(3)], gp.Median())
+        layered([np.ones(3)], gp.Median())
+    told = [str(w.message) for w in caught if "streaming_safe" in str(w.message)]
+    assert len(told) == 1
+    assert "ApproxQuantile" in told[0]
+
+
+def test_strict_makes_it_an_error() -> None:
+    gp.set_strict(True)
+    try:
+        with pytest.raises(gp.OptionError, match="streaming_safe"):
+            layered([np.ones(3)], gp.Median())
+    finally:
+        gp.set_strict(False)
