@@ -226,8 +226,8 @@ def _item(dtype: np.dtype[Any]) -> str | None:
     if dtype.kind == "S":
         return "binary"
     if dtype.kind == "M":
-        unit = _UNITS.get(np.datetime_data(dtype)[0])
-        return unit and f"timestamp[{unit}]"
+        unit = _UNITS.get(str(np.datetime_data(dtype)[0]))
+        return f"timestamp[{unit}]" if unit else None
     return dtype.name if dtype.name in ITEMS else None
 
 

@@ -131,7 +131,8 @@ def _by_labels(given: PointFloats, domain: GridDomain, dim: str) -> PointFloats:
     index = np.arange(-1.0, len(values) + 1)
     if steps[0] < 0:
         wide, index = wide[::-1], index[::-1]
-    return np.interp(given, wide, index, np.nan, np.nan) + 0.5
+    found: PointFloats = np.interp(given, wide, index, np.nan, np.nan) + 0.5
+    return found
 
 
 def near(cells: PointFloats, grid: PatchGrid, box: Box) -> npt.NDArray[np.intp]:

@@ -159,7 +159,7 @@ def _run_client(graph: TaskGraph, client: Client, on_outcome: OnOutcome) -> None
     futures = client.get(dict(graph), keys, sync=False)
     names = {future.key: key for future, key in zip(futures, keys, strict=True)}
     try:
-        for future in as_completed(futures):
+        for future in as_completed(futures, loop=client.loop):
             key = names[future.key]
             if key == graph.context:
                 if future.status == "error":

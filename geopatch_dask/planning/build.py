@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 
 from geopatch_dask import fields
-from geopatch_dask.aggregation import Output
+from geopatch_dask.aggregation import Aggregation, ByIndex, Output
 from geopatch_dask.aggregation.coverage import count_dtype
-from geopatch_dask.aggregation.several import members_of, outputs_for
+from geopatch_dask.aggregation.keyed import check_keyed_output
+from geopatch_dask.aggregation.several import keyed_of, members_of, outputs_for
 from geopatch_dask.aggregation.statistic import Statistic
 from geopatch_dask.errors import AlignmentError, OptionError
 from geopatch_dask.fields.base import Field
 from geopatch_dask.fields.raster import RasterField
 from geopatch_dask.patch.geometry import Cells, Rectangular, cells_of, per_axis
-from geopatch_dask.patch.grid import PatchGrid
+from geopatch_dask.patch.grid import UNIT, PatchGrid
 from geopatch_dask.patch.patcher import Patcher
 from geopatch_dask.patch.sampler import RegularStride
 from geopatch_dask.planning.choose import Candidate, check_memory, choose
@@ -31,7 +32,9 @@ from geopatch_dask.planning.operator import Operator
 from geopatch_dask.planning.probe import Probe, Product, probe, product_of
 from geopatch_dask.planning.supertile import Layout, write_units
 from geopatch_dask.planning.sweep import sweep_of
+from geopatch_dask.planning.tables import Table, table_of
 from geopatch_dask.store.location import Location
+from geopatch_dask.store.target import holds_one_table
 
 __all__ = ["MemoryOf", "build"]
 
@@ -47,6 +50,7 @@ class MemoryOf:
     batch: int
     model: MemoryModel
     first_pass: int = 0
+    tables: tuple[Table, ...] = ()
 
     def __call__(self, layout: Layout) -> MemoryPlan:
         """Evaluate :func:`~geopatch_dask.planning.memory.memory_of` for the largest super-tile."""
@@ -83,11 +87,12 @@ class MemoryOf:
                 result=result,
                 entries=sum(math.prod(p.leading) for p in self.products),
                 state=sum(self._state(p) for p in self.products),
-                flushed=max(self._flushed(p) for p in self.products),
+                flushed=max((self._flushed(p) for p in self.products), default=0),
                 may_miss=self.field.may_miss,
                 cache=fields.GDAL_CACHE if isinstance(self.field, RasterField) else 0,
                 operator=max(self.found.workspace - known, 0),
                 first_pass=self.first_pass,
+                rows=sum(t.row_bytes for t in self.tables) * math.prod(cost.most_touched),
             ),
             self.model,
         )
@@ -141,28 +146,24 @@ def build(
     elif not isinstance(over, str) or over != "field":
         raise OptionError("over= belongs to a first pass: give context= a statistic")
     run.check_picklable()
-    cells_of((slots,), "slots")
     location = Location.of(target)
     members = members_of(patcher.aggregation)
     outputs = outputs_for(members, output)
-    scale = _one_scale(outputs)
-    grid = patcher.grid(source.domain)
-    grid = grid.variant(all(m.weighted for m in members.values()), scale)
+    grid = _grid(source, patcher, members, outputs)
+    if grid.per_patch and chunks is None and not isinstance(outer, str):
+        chunks = _outer_cells(outer, source, grid)  # a table has no chunks to align with
     kept, cut = write_units(
         grid.shape,
         _over_axes(chunks, source, grid, "chunks"),
         _over_axes(shards, source, grid, "shards"),
     )
     known = first.standin(source, patcher, run) if first is not None else None
-    found = probe(source, patcher, run, scale, known)
-    products = tuple(
-        product_of(key, found, outputs[key], member, source, grid)
-        for key, member in members.items()
-    )
-    _check_names(products)
+    found = probe(source, patcher, run, grid.scale, known)
+    products, tables = _results(source, members, outputs, found, grid)
+    _check_names(products, tables, location)
     model = MemoryModel()
     leaf = first.source(source, grid, run).leaf_bytes if first is not None else 0
-    memory = MemoryOf(grid, source, products, found, run.batch or 1, model, leaf)
+    memory = MemoryOf(grid, source, products, found, run.batch or 1, model, leaf, tables)
     base = Layout(grid.dims, grid.shape, cut or kept, kept, cut)
     layout, rejected = _layout(outer, base, source, grid, memory, memory_limit, slots, model)
     output_domain(source.domain, products, grid)
@@ -174,14 +175,49 @@ def build(
         layout=layout,
         products=products,
         memory=memory(layout),
-        parts=fingerprint_parts(source, patcher, run, products, grid, first),
+        parts=fingerprint_parts(source, patcher, run, products, grid, first, tables),
         memory_limit=memory_limit,
         slots=slots,
         seconds_per_patch=found.seconds,
-        scale=scale,
+        scale=grid.scale,
         context=first,
+        tables=tables,
         rejected=tuple(c.to_json() for c in rejected),
     )
+
+
+def _grid(
+    field: Field,
+    patcher: Patcher,
+    members: Mapping[str, Aggregation],
+    outputs: Mapping[str, Output],
+) -> PatchGrid:
+    """The patches, as far as they are common to all outputs; those of tables have no say."""
+    keyed = keyed_of(members)
+    for key in keyed:
+        check_keyed_output(outputs[key])
+    scale = _one_scale({key: output for key, output in outputs.items() if key not in keyed})
+    grid = patcher.grid(field.domain)
+    grid = grid.variant(all(m.weighted for m in members.values()), scale)
+    return grid.owning() if len(keyed) == len(members) else grid
+
+
+def _results(
+    field: Field,
+    members: Mapping[str, Aggregation],
+    outputs: Mapping[str, Output],
+    found: Probe,
+    grid: PatchGrid,
+) -> tuple[tuple[Product, ...], tuple[Table, ...]]:
+    """What the operator returns, completed by what it returned when it was tried."""
+    products: list[Product] = []
+    tables: list[Table] = []
+    for key, member in members.items():
+        if isinstance(member, ByIndex):
+            tables.append(table_of(key, outputs[key].name, member, found, grid))
+        else:
+            products.append(product_of(key, found, outputs[key], member, field, grid))
+    return tuple(products), tuple(tables)
 
 
 def _one_scale(outputs: Mapping[str, Output]) -> Fraction:
@@ -190,11 +226,19 @@ def _one_scale(outputs: Mapping[str, Output]) -> Fraction:
     if len(set(scales.values())) > 1:
         told = ", ".join(f"{name}: {scale}" for name, scale in scales.items())
         raise OptionError(f"outputs of one run share one grid, but have scales {told}; run twice")
-    return next(iter(scales.values()))
+    return next(iter(scales.values()), UNIT)
 
 
-def _check_names(products: tuple[Product, ...]) -> None:
+def _check_names(
+    products: tuple[Product, ...], tables: tuple[Table, ...], location: Location
+) -> None:
     names = [array.name for product in products for array in product.arrays]
+    if holds_one_table(location) and (names or len(tables) > 1):
+        raise OptionError(
+            f"{location.display} ends in .parquet, which is for one table and nothing else; name "
+            "it .zarr: tables are written beside it"
+        )
+    names += [table.name for table in tables]
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise OptionError(f"two outputs are named {min(twice)!r}; give each gp.Output(name=...)")

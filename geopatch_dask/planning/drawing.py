@@ -21,6 +21,8 @@ STATE_COLOURS = {
     "failed": "#D55E00",
     "pending": "#F5F5F5",
 }
+#: The super-tile that is shown in detail.
+MARKED = "#56B4E9"
 #: More super-tiles than this are not drawn one by one.
 MOST_TILES = 20_000
 
@@ -52,15 +54,16 @@ def draw_plan(plan: PlanBase, path: str | os.PathLike[str]) -> Path:
     plt = pyplot()
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 6), layout="constrained")
     middle = plan.supertile(_middle(plan))
-    _tiles(left, plan.layout, {middle.id: "done"})
-    left.set_title(f"{plan.n_supertiles:,} super-tiles of {_by(plan.layout.tile)}")
+    _tiles(left, plan.layout, {middle.id: "marked"})
+    left.set_title(f"{plan.n_supertiles:,} super-tiles of {_by(plan.layout.tile)}", fontsize=10)
     _one_tile(right, plan, middle.box)
     figure.suptitle(
         f"R = {plan.cost.amplification:.3f}    {plan.cost.patches:,} patches    "
-        f"{plan.memory.total / 2**20:.0f} MiB per worker slot"
+        f"{plan.memory.total / 2**20:.0f} MiB per worker slot",
+        fontsize=11,
     )
     out = Path(path)
-    figure.savefig(out, dpi=110)
+    figure.savefig(out, dpi=110, bbox_inches="tight")
     plt.close(figure)
     return out
 
@@ -100,7 +103,7 @@ def _tiles(axes: Any, layout: Layout, states: Mapping[str, str]) -> None:
             break
         (y, x), (h, w) = _flat(tile.box)
         boxes.append(Rectangle((x, y), w, h))
-        colours.append(STATE_COLOURS[states.get(tile.id, "pending")])
+        colours.append(STATE_COLOURS.get(states.get(tile.id, "pending"), MARKED))
     axes.add_collection(PatchCollection(boxes, facecolor=colours, edgecolor="k", linewidth=0.4))
     height, width = _shape2(layout.shape)
     _frame(axes, Box((0, 0), (height, width)), layout.dims)
@@ -135,8 +138,8 @@ def _one_tile(axes: Any, plan: PlanBase, box: Box) -> None:
         )
     axes.plot([], [], color="#0072B2", label=f"{len(owned)} patches owned")
     axes.plot([], [], color="#E69F00", label=f"{len(anchors) - len(owned)} shared, run again")
-    axes.legend(loc="upper right", fontsize=8)
-    axes.set_title("one super-tile")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), ncols=2, fontsize=8, frameon=False)
+    axes.set_title(f"the one marked: cells {box.start} to {box.stop}", fontsize=10)
     (y, x), (h, w) = _flat(read)
     pad = max(h, w) // 20 + 1
     _frame(axes, Box((y - pad, x - pad), (y + h + pad, x + w + pad)), plan.grid.dims)

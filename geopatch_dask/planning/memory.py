@@ -10,6 +10,7 @@
       + batch      B (b_in + g_o b_out) P^d    patches, results, temporaries
       + operator                           what the operator takes (measured, or declared)
       + flush      (g_f 8 + g_w b_out) W q     rows being divided, rounded, encoded
+      + rows                               rows of tables, until the super-tile ends
 
 W is the width of the super-tile, W_r of what it reads, q the write unit, P the patch, per leading
 entry; "rows" are along the first patch axis.  Without a sweep (irregular anchors) the ring and the
@@ -83,6 +84,8 @@ class Shapes:
     cache, operator : int, bytes
     first_pass : int, bytes
         What a task of a first pass holds, beyond the operator's own.
+    rows : int, bytes
+        Of the tables of one super-tile.
     """
 
     rows_in: int
@@ -103,6 +106,7 @@ class Shapes:
     cache: int
     operator: int
     first_pass: int
+    rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -118,11 +122,12 @@ class MemoryPlan:
     operator: int
     flush: int
     first_pass: int = 0
+    rows: int = 0
 
     @property
     def total(self) -> int:
         """Bytes in all; a first pass is over before the second begins."""
-        second = self.input + self.band + self.state + self.batch + self.flush
+        second = self.input + self.band + self.state + self.batch + self.flush + self.rows
         return self.reserved + self.cache + self.operator + max(second, self.first_pass)
 
     def to_json(self) -> dict[str, int]:
@@ -145,4 +150,5 @@ def memory_of(shapes: Shapes, model: MemoryModel) -> MemoryPlan:
         operator=s.operator,
         flush=s.width * s.flush * s.flushed,
         first_pass=s.first_pass,
+        rows=s.rows,
     )

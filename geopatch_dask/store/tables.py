@@ -186,7 +186,7 @@ def read_table(
     schema = _from_bytes(raw, f"{folder.display}/{_COLUMNS}").schema
     wanted = _recorded(place, attributes, chosen)
     with ThreadPoolExecutor(_READERS) as pool:
-        tables = list(pool.map(lambda part: _read_part(folder, *part, schema), wanted.items()))
+        tables = list(pool.map(lambda tile: _read_part(folder, tile, wanted[tile], schema), wanted))
     return settled(tables, schema, (schema.metadata or {})[SORTED_BY.encode()].decode())
 
 
