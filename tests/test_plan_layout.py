@@ -285,8 +285,11 @@ def test_the_choice_fits_and_no_listed_alternative_is_better(
         if other["memory"] > usable:
             assert "a worker may use" in other["reason"]
         else:
-            assert "work, waiting included" in other["reason"]
-            assert work(again) >= 0.9 * chosen  # a tenth is what waiting and starting may cost
+            percent = float(other["reason"].partition(" %")[0])
+            assert "% more work" in other["reason"] or percent <= 1  # a tie goes to less memory
+            # The score knows of tasks to start and of workers that die; still, the busiest slot
+            # must not have much more to do than under the alternative.
+            assert chosen <= 1.25 * work(again)
 
 
 def work(plan: gp.Plan) -> int:

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import examples
 
-from geopatch_dask.aggregation import sketches
 from geopatch_dask.aggregation.sketches import (
     ApproxCardinality,
     ApproxMode,
@@ -148,7 +147,7 @@ def test_pieces_are_one_pass(sketch: Statistic, monkeypatch: pytest.MonkeyPatch)
     """The size of the pieces inside an update is no part of the result."""
     values = np.random.default_rng(2).normal(size=(2, 1000)) * 1e3
     whole = fed(sketch, values)
-    monkeypatch.setattr(sketches.values, "PIECE", 17)
+    monkeypatch.setattr("geopatch_dask.aggregation.sketches.values.PIECE", 17)
     same(fed(sketch, values), whole)
 
 

@@ -210,9 +210,9 @@ def schema_of(given: Any) -> tuple[tuple[str, str], ...] | None:
 def _word(word: Any) -> str | None:
     """The canonical name of the type of single values that a word, or a dtype, stands for."""
     if isinstance(word, str):
-        word = _WORDS.get(word, word)
-        if word in ITEMS:
-            return word
+        known = _WORDS.get(word, word)
+        if known in ITEMS:
+            return known
     try:
         return None if word is None else _item(np.dtype(word))  # numpy takes None for float64
     except TypeError:

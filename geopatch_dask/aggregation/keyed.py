@@ -39,9 +39,11 @@ from geopatch_dask.patch.boxes import Box
 from geopatch_dask.patch.grid import PatchGrid
 from geopatch_dask.patch.patch import Patch
 
-__all__ = ["POINT", "ByIndex", "Gathering", "Rows", "Sheet", "check_keyed_output"]
+__all__ = ["SORTED_BY", "ByIndex", "Gathering", "Rows", "Sheet", "check_keyed_output"]
 
 POINT = "point"
+#: Metadata of a table: the column it is sorted by.
+SORTED_BY = "geopatch:sorted_by"
 
 
 @dataclass(frozen=True)
@@ -164,8 +166,8 @@ class Sheet:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """Of the table as a whole."""
-        return self.places.metadata
+        """Of the table as a whole: GeoParquet's, and what it is sorted by."""
+        return {**self.places.metadata, SORTED_BY: self.key}
 
     def asked(self, box: Box) -> dict[int, list[int]] | None:
         """Ordinals of patches with their anchor in a box that speak for points, and for which.

@@ -153,6 +153,8 @@ def _centre(domain: GridDomain, dim: str, start: int, stop: int) -> Any:
     """The label of the middle of some cells of an axis; None where it has no labels there."""
     low, high = (start + stop - 1) // 2, (start + stop) // 2
     labels = domain.labels(dim, low, high + 1)
+    if labels is None:  # names do not go on beyond the edge
+        labels = domain.labels(dim, low, low + 1)
     if labels is None or not len(labels):
         return None
     first, last = labels[0], labels[-1]

@@ -48,7 +48,7 @@ def rows_of(result: Any, what: str) -> tuple[list[Row], bool]:
         For results that are no rows.
     """
     if result is None:
-        return [], True
+        return [], False
     result = _records(result)
     if isinstance(result, list):
         return [_row(element, what) for element in result], True

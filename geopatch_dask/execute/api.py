@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -9,7 +10,7 @@ from typing import Any
 
 from geopatch_dask.aggregation import Output
 from geopatch_dask.aggregation.statistic import Statistic
-from geopatch_dask.errors import OptionError, RunIncomplete
+from geopatch_dask.errors import OptionError, RunIncomplete, TargetError
 from geopatch_dask.execute.graph import TaskGraph, compile_graph
 from geopatch_dask.execute.prepare import finished, prepare, unfinished
 from geopatch_dask.execute.report import Report
@@ -23,8 +24,10 @@ from geopatch_dask.planning.core import PlanBase
 from geopatch_dask.planning.explain import Explanation, explain
 from geopatch_dask.planning.operator import Operator
 from geopatch_dask.planning.units import parse_bytes
+from geopatch_dask.store.georef import SPATIAL_REF
 from geopatch_dask.store.location import Location
 from geopatch_dask.store.records import Ledger
+from geopatch_dask.store.tables import read_table
 from geopatch_dask.store.template import is_complete, open_target
 
 __all__ = ["Plan", "UncoveredWarning", "open", "plan", "reconstruct"]
@@ -125,6 +128,14 @@ class Plan(PlanBase):
         return context
 
 
+def _outside() -> int:
+    """How many frames above the caller the code is that uses this package."""
+    level, frame = 0, sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").startswith("geopatch_dask."):
+        level, frame = level + 1, frame.f_back
+    return level + 1
+
+
 def _judge(report: Report, on_failure: str) -> None:
     uncovered = report.totals.get("uncovered", 0)
     if report.complete and uncovered:
@@ -132,7 +143,7 @@ def _judge(report: Report, on_failure: str) -> None:
             f"{uncovered:,} cells of {report.target} were reached by no patch and hold the fill "
             "value; boundary='shift' covers every cell of a regular stride",
             UncoveredWarning,
-            stacklevel=3,
+            stacklevel=_outside(),
         )
     if report.complete or on_failure == "return":
         return
@@ -244,13 +255,14 @@ def reconstruct(
     Returns
     -------
     xarray.DataArray, or xarray.Dataset where there are several arrays
-        Lazy, with coordinates and CRS.
+        Lazy, with coordinates and CRS.  A pyarrow.Table where there is one table and nothing else.
     """
     slots, memory = resources(client)
     options = {"slots": slots, "memory_limit": memory, **options}
     made = plan(field, patcher, operator, target, **options)
     made.run(client, overwrite=overwrite, progress=progress)
-    return open(made.target)
+    only_table = len(made.tables) == 1 and not made.arrays
+    return read_table(made.target) if only_table else open(made.target)
 
 
 def open(target: Any, storage_options: Mapping[str, Any] | None = None) -> Any:  # noqa: A001
@@ -259,8 +271,11 @@ def open(target: Any, storage_options: Mapping[str, Any] | None = None) -> Any: 
     Raises
     ------
     TargetError
-        When there is no target.
+        When there is no target, or it holds tables only.
     """
-    dataset = open_target(Location.of(target, storage_options))
-    names = list(dataset.data_vars)
+    place = Location.of(target, storage_options)
+    dataset = open_target(place)
+    names = [name for name in dataset.data_vars if name != SPATIAL_REF]
+    if not names:
+        raise TargetError(f"{place.display} holds no arrays, only tables: gp.read_table reads them")
     return dataset[names[0]] if len(names) == 1 else dataset

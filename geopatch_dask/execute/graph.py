@@ -28,12 +28,11 @@ from dask import threaded
 from dask.base import DaskMethodsMixin
 from dask.task_spec import DataNode, List, Task, TaskRef
 
-from geopatch_dask.execute.prepare import forget_other_layouts, prepare
+from geopatch_dask.execute.prepare import complete, forget_other_layouts, prepare
 from geopatch_dask.execute.stage import join_states, leaf_runs, run_leaves, settle_context
 from geopatch_dask.execute.tile import Outcome, layout_digest, run_tile
 from geopatch_dask.planning.core import PlanBase
 from geopatch_dask.planning.identity import digest
-from geopatch_dask.store.template import finish
 
 __all__ = ["FAN_IN", "Summary", "TaskGraph", "compile_graph"]
 
@@ -102,10 +101,10 @@ def _merge(items: Sequence[Outcome | Summary]) -> Summary:
 
 
 def _finish(plan: PlanBase, summary: Summary, before: int) -> Summary:
-    complete = before + summary.done == plan.n_supertiles
-    if complete:
-        finish(plan.target)
-    return Summary(summary.states, summary.numbers, summary.seconds, summary.failed, complete)
+    done = before + summary.done == plan.n_supertiles
+    if done:
+        complete(plan)
+    return Summary(summary.states, summary.numbers, summary.seconds, summary.failed, done)
 
 
 class TaskGraph(DaskMethodsMixin, Mapping[Any, Any]):

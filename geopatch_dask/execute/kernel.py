@@ -7,6 +7,7 @@
         cut its patches, run the operator (in batches of one fixed shape)
         add the results to the ring       (in ordinal order)
         write the rows that are final     (whole write units, once)
+    hand over the rows of tables      (of the patches it owns)
     record
 
 Every patch whose footprint touches the super-tile is run, so its cells get exactly the additions
@@ -27,10 +28,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from geopatch_dask.aggregation.base import State
-from geopatch_dask.aggregation.several import entries
+from geopatch_dask.aggregation.base import Aggregation, State
+from geopatch_dask.aggregation.several import entries, keyed_of
 from geopatch_dask.errors import OperatorError
 from geopatch_dask.execute.bands import Bands
+from geopatch_dask.execute.emit import Emission, wanted
 from geopatch_dask.patch.boxes import Box, hull
 from geopatch_dask.patch.grid import PatchGrid
 from geopatch_dask.patch.patch import Patch
@@ -39,15 +41,17 @@ from geopatch_dask.planning.probe import Product
 from geopatch_dask.planning.supertile import SuperTile
 from geopatch_dask.planning.sweep import sweep_of
 
-__all__ = ["Counts", "Kernel", "Write"]
+__all__ = ["Counts", "Emit", "Kernel", "Write"]
 
 #: Takes the name of an array, a box over all its axes and the values; returns bytes written.
 Write = Callable[[str, Box, "npt.NDArray[np.generic]"], int]
+#: Takes the name of a table and its rows as a pyarrow.Table; returns bytes written and their CRC.
+Emit = Callable[[str, Any], tuple[int, int]]
 
 
 @dataclass
 class Counts:
-    """What a super-tile did: cells of the output array, bytes, seconds by phase."""
+    """What a super-tile did: cells of arrays, rows by table, bytes, seconds by phase."""
 
     patches: int = 0
     cells: int = 0
@@ -56,6 +60,7 @@ class Counts:
     bytes_read: int = 0
     bytes_written: int = 0
     checksum: int = 0
+    tables: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
 
 
@@ -69,14 +74,22 @@ class Kernel:
         Called once per array and row of write units, top to bottom, with whole write units.
     context : mapping or None
         What pass 1 found.
+    emit : callable ``(name, table) -> (bytes, CRC)``, or None
+        Called once per table that has rows, after all writes; for plans with tables.
     """
 
     def __init__(
-        self, plan: PlanBase, write: Write, context: Mapping[str, Any] | None = None
+        self,
+        plan: PlanBase,
+        write: Write,
+        context: Mapping[str, Any] | None = None,
+        emit: Emit | None = None,
     ) -> None:
-        self.plan, self.write, self.context = plan, write, context
+        self.plan, self.write, self.context, self.emit = plan, write, context, emit
         self.grid = plan.grid
-        self.members = {product.key: product.aggregation for product in plan.products}
+        self.members: dict[str, Aggregation] = {p.key: p.aggregation for p in plan.products}
+        self.members |= {table.key: table.keyed for table in plan.tables}
+        self.keyed = keyed_of(self.members)
         self.outputs = [_Output(product, plan.grid) for product in plan.products]
 
     def run(self, tile: SuperTile) -> Counts:
@@ -88,12 +101,14 @@ class Kernel:
             And whatever the operator raises.
         """
         counts = Counts()
-        ordinals = self.grid.touching(tile.box)
+        emissions = [Emission(table, self.grid, tile) for table in self.plan.tables]
+        ordinals = self.grid.touching(tile.box) if self.outputs else wanted(emissions)
         anchors = self.grid.anchors.at(ordinals)
         rows = _Rows(self, tile, anchors)
         top = tile.box.start[0]
         ring = tile.box.replace(0, top, top + rows.sweep.rows_state)
         state = [output.init(ring) for output in self.outputs]
+        results = _Results(state, emissions)
         pending: list[Patch] = []
         for first, last, start, stop in rows.groups:
             if rows.sweep.swept:
@@ -104,12 +119,13 @@ class Kernel:
                 pending.append(self._cut(block, rows.bands.origin, ordinals[k], anchors[k]))
                 if not self._compatible(pending):
                     late = pending.pop()
-                    self._run_batch(pending, state, tile, counts)
+                    self._run_batch(pending, results, tile, counts)
                     pending.append(late)
                 if len(pending) == (self.plan.operator.batch or 1):
-                    self._run_batch(pending, state, tile, counts)
-        self._run_batch(pending, state, tile, counts)
+                    self._run_batch(pending, results, tile, counts)
+        self._run_batch(pending, results, tile, counts)
         self._flush(state, tile, tile.box.stop[0], counts)
+        self._emit(emissions, counts)
         counts.bytes_read = rows.bands.bytes_read
         return counts
 
@@ -140,17 +156,19 @@ class Kernel:
         return pending[-1].indices.shape == pending[0].indices.shape
 
     def _run_batch(
-        self, pending: list[Patch], state: list[State], tile: SuperTile, counts: Counts
+        self, pending: list[Patch], results: _Results, tile: SuperTile, counts: Counts
     ) -> None:
         if not pending:
             return
         with self._phase(counts, "operate"):
-            results = self.plan.operator.run(pending, self.plan.scale, self.context)
+            returned = self.plan.operator.run(pending, self.plan.scale, self.context, self.keyed)
         with self._phase(counts, "aggregate"):
-            for patch, result in zip(pending, results, strict=True):
+            for patch, result in zip(pending, returned, strict=True):
                 named = entries(result, self.members)
-                for output, held in zip(self.outputs, state, strict=True):
+                for output, held in zip(self.outputs, results.state, strict=True):
                     self._add(output, held, tile, patch, named[output.product.key])
+                for emission in results.emissions:
+                    emission.add(patch, named[emission.table.key])
         counts.patches += len(pending)
         pending.clear()
 
@@ -183,7 +201,7 @@ class Kernel:
     def _flush(self, state: list[State], tile: SuperTile, front: int, counts: Counts) -> None:
         """Write the rows before ``front``, in whole write units (and the last, cut one)."""
         unit, stop = self.plan.layout.unit[0], tile.box.stop[0]
-        while (start := state[0].box.start[0]) < stop:
+        while state and (start := state[0].box.start[0]) < stop:
             rows = min(unit, stop - start)
             if start + rows > front:
                 return
@@ -206,6 +224,17 @@ class Kernel:
                 box = state.box.prepend(array.leading)
                 counts.bytes_written += self.write(array.name, box, values)
 
+    def _emit(self, emissions: list[Emission], counts: Counts) -> None:
+        """Hand over the rows of every table that has some here."""
+        for emission in emissions:
+            if not emission.rows or self.emit is None:
+                continue
+            with self._phase(counts, "write"):
+                written, crc = self.emit(emission.table.name, emission.finished())
+            counts.tables[emission.table.name] = len(emission.rows)
+            counts.bytes_written += written
+            counts.checksum = zlib.crc32(crc.to_bytes(4, "little"), counts.checksum)
+
     @staticmethod
     @contextmanager
     def _phase(counts: Counts, name: str) -> Iterator[None]:
@@ -214,6 +243,14 @@ class Kernel:
             yield
         finally:
             counts.seconds[name] += time.perf_counter() - began
+
+
+@dataclass(frozen=True)
+class _Results:
+    """Where the results of patches go: accumulators by product, and rows by table."""
+
+    state: list[State]
+    emissions: list[Emission]
 
 
 class _Rows:

@@ -7,19 +7,25 @@ else: another plan's result is never overwritten without being told to.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from geopatch_dask.errors import PlanMismatch
 from geopatch_dask.execute.tile import layout_digest
 from geopatch_dask.planning.core import PlanBase, read_plan
 from geopatch_dask.planning.identity import differing
 from geopatch_dask.store.records import Ledger, Record
-from geopatch_dask.store.target import read_root
+from geopatch_dask.store.tables import delete_parts, drop_strays, parts, write_schema
+from geopatch_dask.store.target import FINGERPRINT, TABLE_NAMES, finish, read_root
 from geopatch_dask.store.template import ArraySpec, create, is_complete, reopen
 
-__all__ = ["FINGERPRINT", "finished", "forget_other_layouts", "prepare", "unfinished"]
-
-#: Group attribute that says whose result this is.
-FINGERPRINT = "geopatch:fingerprint"
+__all__ = [
+    "FINGERPRINT",
+    "complete",
+    "finished",
+    "forget_other_layouts",
+    "prepare",
+    "unfinished",
+]
 
 
 def prepare(plan: PlanBase, overwrite: bool = False) -> bool:
@@ -59,8 +65,12 @@ def prepare(plan: PlanBase, overwrite: bool = False) -> bool:
         )
         for array in plan.arrays
     ]
-    attrs = {FINGERPRINT: plan.fingerprint}
+    attrs: dict[str, Any] = {FINGERPRINT: plan.fingerprint}
+    if plan.tables:
+        attrs[TABLE_NAMES] = [table.name for table in plan.tables]
     made = create(plan.target, specs, plan.output_domain, attrs, overwrite)
+    for table in plan.tables:
+        write_schema(plan.target, table.name, table.sheet(plan.grid).table([]))
     Ledger(plan.target, plan.fingerprint).write_plan(plan.to_json())
     return made
 
@@ -94,7 +104,22 @@ def finished(plan: PlanBase) -> tuple[dict[str, Record], list[str]]:
     """Records of super-tiles that are done, of any layout, and what is wrong with others."""
     ledger = Ledger(plan.target, plan.fingerprint)
     records = ledger.done()
-    return records, list(ledger.problems)
+    problems = list(ledger.problems)
+    for table in plan.tables:
+        there = parts(plan.target, table.name)
+        lost = [r for r in records.values() if r.tables.get(table.name) and r.id not in there]
+        problems += [f"{record.id}: its rows of {table.name!r} are gone" for record in lost]
+        _forget(plan, lost)
+        for record in lost:
+            del records[record.id]
+    return records, problems
+
+
+def complete(plan: PlanBase) -> None:
+    """The last act, when every super-tile is done: no stray rows, one consolidated document."""
+    names = [table.name for table in plan.tables]
+    drop_strays(plan.target, names, Ledger(plan.target, plan.fingerprint))
+    finish(plan.target)
 
 
 def unfinished(
@@ -123,6 +148,8 @@ def unfinished(
 
 def forget_other_layouts(plan: PlanBase) -> None:
     """Delete records of other layouts, because every super-tile of this one is computed now."""
+    if is_complete(plan.target):
+        reopen(plan.target)
     ours = layout_digest(plan)
     done = Ledger(plan.target, plan.fingerprint).done().values()
     _forget(plan, [record for record in done if record.layout != ours])
@@ -132,5 +159,7 @@ def _forget(plan: PlanBase, records: Iterable[Record]) -> None:
     """Delete some records, and those of failures under other layouts: their cells are computed."""
     ledger, ours = Ledger(plan.target, plan.fingerprint), layout_digest(plan)
     failed = [record for record in ledger.failed().values() if record.layout != ours]
+    names = [table.name for table in plan.tables]
     for record in [*records, *failed]:
         ledger.delete(record.id)
+        delete_parts(plan.target, names, record.id)

@@ -42,7 +42,8 @@ class Report:
     summary : Summary
         Of this run.
     totals : dict
-        Cells of the whole target, earlier runs included: ``fill``, ``uncovered``, ``missing``.
+        Cells of the whole target, earlier runs included: ``fill``, ``uncovered``, ``missing``;
+        and ``rows``, where there are tables.
     failures : list of Failure
     problems : list of str
         Records that were not trusted.
@@ -66,7 +67,7 @@ class Report:
         cls, plan: PlanBase, records: Mapping[str, Record], problems: Iterable[str]
     ) -> Report:
         """The report of a run that has not begun."""
-        names = ("fill", "uncovered", "missing")
+        names = ("fill", "uncovered", "missing", *(("rows",) if plan.tables else ()))
         return cls(
             target=plan.target.display,
             fingerprint=plan.fingerprint,
@@ -138,6 +139,8 @@ class Report:
             peak, planned = bytes_text(n["peak_rss"]), bytes_text(self.planned_memory)
             yield "memory", f"{peak} peak of a worker, {planned} planned"
         yield "cells", ", ".join(f"{self.totals.get(k, 0):,} {k}" for k in ("uncovered", "missing"))
+        if "rows" in self.totals:
+            yield "rows", f"{self.totals['rows']:,}"
         for failure in self.failures[:5]:
             yield "failed", f"{failure.id}: {failure.error}"
         if len(self.failures) > 5:

@@ -7,6 +7,7 @@ become an outcome, not an exception: one bad super-tile does not poison the grap
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import socket
@@ -23,12 +24,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from geopatch_dask.errors import TargetError
 from geopatch_dask.execute.kernel import Counts, Kernel
 from geopatch_dask.patch.boxes import Box
 from geopatch_dask.planning.core import PlanBase
 from geopatch_dask.planning.identity import digest
 from geopatch_dask.planning.supertile import SuperTile
 from geopatch_dask.store.records import Ledger, Record
+from geopatch_dask.store.tables import delete_parts, write_part
 from geopatch_dask.store.template import open_array, sync_region, write_region
 
 __all__ = ["Outcome", "layout_digest", "peak_rss", "run_tile"]
@@ -84,12 +87,14 @@ def run_tile(plan: PlanBase, ordinal: int, context: Mapping[str, Any] | None = N
         counts = _compute(plan, tile, context)
     except Exception as error:  # anything a user's operator may raise
         record = _failed(blank, error)
+        ledger.delete(tile.id)
+        _erase(plan, tile)
         ledger.put_failed(record)
         text = f"{type(error).__name__}: {error}"[:500]
         return _outcome(record, plan.target.scrub(text))
     record = replace(
         blank,
-        state="empty" if counts.fill == counts.cells else "done",
+        state="empty" if counts.fill == counts.cells and not counts.tables else "done",
         seconds={name: round(value, 6) for name, value in counts.seconds.items()},
         bytes_read=counts.bytes_read,
         bytes_written=counts.bytes_written,
@@ -97,6 +102,7 @@ def run_tile(plan: PlanBase, ordinal: int, context: Mapping[str, Any] | None = N
         fill=counts.fill,
         uncovered=counts.uncovered,
         missing=counts.fill - min(counts.uncovered, counts.fill),
+        tables=counts.tables,
         checksum=f"{counts.checksum:08x}",
         peak_rss=peak_rss(),
         finished=_now(),
@@ -113,12 +119,27 @@ def _compute(plan: PlanBase, tile: SuperTile, context: Mapping[str, Any] | None)
         written.append((name, box))
         return write_region(arrays[name], box, values)
 
-    counts = Kernel(plan, write, context).run(tile)
+    def emit(name: str, table: Any) -> tuple[int, int]:
+        return write_part(plan.target, name, tile.id, table)
+
+    counts = Kernel(plan, write, context, emit).run(tile)
     began = time.perf_counter()
     for name, box in written:  # the record must not outlive the data in a power cut
         sync_region(arrays[name], box)
     counts.seconds["sync"] += time.perf_counter() - began
     return counts
+
+
+def _erase(plan: PlanBase, tile: SuperTile) -> None:
+    """Make a failed super-tile fill: rows that some attempt wrote of it are no result."""
+    top, bottom, rows = tile.box.start[0], tile.box.stop[0], plan.layout.unit[0]
+    with contextlib.suppress(TargetError):  # a store that cannot be written is why it failed
+        delete_parts(plan.target, [table.name for table in plan.tables], tile.id)
+        for array in plan.arrays:
+            stored = open_array(plan.target, array.name)
+            for start in range(top, bottom, rows):
+                box = tile.box.replace(0, start, min(start + rows, bottom)).prepend(array.leading)
+                write_region(stored, box, np.full(box.shape, array.fill, array.dtype))
 
 
 def _failed(blank: Record, error: Exception) -> Record:
@@ -139,11 +160,12 @@ def _failed(blank: Record, error: Exception) -> Record:
 
 def _outcome(record: Record, error: str = "") -> Outcome:
     names = ("patches", "fill", "uncovered", "missing", "bytes_read", "bytes_written", "peak_rss")
+    numbers = {name: getattr(record, name) for name in names}
     return Outcome(
         ordinal=record.ordinal,
         id=record.id,
         state=record.state,
-        numbers={name: getattr(record, name) for name in names},
+        numbers={**numbers, "rows": record.rows},
         seconds=dict(record.seconds),
         error=error,
         worker=f"{record.host}:{record.pid}",

@@ -7,7 +7,6 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
-import xarray as xr
 
 from geopatch_dask.errors import OptionError
 from geopatch_dask.fields.array import ArrayField
@@ -16,7 +15,7 @@ from geopatch_dask.fields.header import GDAL_CACHE
 from geopatch_dask.fields.raster import RasterField
 from geopatch_dask.fields.source import normal_uri, redact
 from geopatch_dask.fields.stores import is_zarr
-from geopatch_dask.fields.xarray import XarrayField
+from geopatch_dask.fields.xarray import XarrayField, in_xarray
 
 __all__ = [
     "GDAL_CACHE",
@@ -50,7 +49,7 @@ def as_field(obj: Any) -> Field:
     """
     if isinstance(obj, Field):
         return obj
-    if isinstance(obj, xr.DataArray | xr.Dataset):
+    if in_xarray(obj):
         return XarrayField(obj)
     if isinstance(obj, np.ndarray):
         return ArrayField(obj)

@@ -9,15 +9,17 @@ are the source's own, to the bit.
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyproj
-import xarray as xr
 
 from geopatch_dask.errors import OptionError
 from geopatch_dask.fields.georef import affine6, crs_wkt, labels_transform
 from geopatch_dask.patch.domain import Affine6, Coordinate, GridDomain, RasterDomain
+
+if TYPE_CHECKING:  # xarray brings pandas: half a second and 50 MB that rasters do without
+    import xarray as xr
 
 __all__ = ["block_shape", "candidates", "domain_of", "fill_values", "row_blocks"]
 
@@ -113,6 +115,8 @@ def _coordinate(array: xr.DataArray, dim: str) -> Coordinate | None:
 
 def _plain_labels(variable: xr.Variable) -> xr.Variable | None:
     """Text as fixed-width text, dates of other calendars as CF numbers with units and calendar."""
+    import xarray as xr
+
     if all(isinstance(value, str) for value in variable.values):
         return xr.Variable(variable.dims, variable.values.astype(str), variable.attrs)
     with contextlib.suppress(Exception):  # whatever else is in there, it labels nothing

@@ -6,13 +6,15 @@ import contextlib
 import hashlib
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fsspec
-import xarray as xr
 
 from geopatch_dask.errors import FieldError
 from geopatch_dask.fields.source import failure, local_path, redact, traceable
+
+if TYPE_CHECKING:  # xarray brings pandas: half a second and 50 MB that rasters do without
+    import xarray as xr
 
 __all__ = ["is_zarr", "open_store", "zarr_identity"]
 
@@ -51,6 +53,8 @@ def open_store(uri: str, engine: str | None, **options: Any) -> xr.Dataset:
     FieldError
         When it cannot be opened, or the package that could is not installed.
     """
+    import xarray as xr
+
     options = {"chunks": None, "cache": False, **options}
     try:
         if is_zarr(uri, engine):
@@ -63,6 +67,8 @@ def open_store(uri: str, engine: str | None, **options: Any) -> xr.Dataset:
 
 
 def _open_zarr(uri: str, options: dict[str, Any]) -> xr.Dataset:
+    import xarray as xr
+
     if "consolidated" in options:
         return xr.open_dataset(uri, engine="zarr", **options)
     try:

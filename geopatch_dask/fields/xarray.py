@@ -9,14 +9,14 @@ a file), and has no configuration.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import xarray as xr
 
 from geopatch_dask.errors import FieldError, OptionError
 from geopatch_dask.fields.base import Field, check_box, promoted
@@ -41,6 +41,9 @@ from geopatch_dask.fields.source import (
 from geopatch_dask.fields.stores import is_zarr, open_store, zarr_identity
 from geopatch_dask.patch.boxes import Box
 from geopatch_dask.patch.domain import GridDomain
+
+if TYPE_CHECKING:  # xarray brings pandas: half a second and 50 MB that rasters do without
+    import xarray as xr
 
 __all__ = ["XarrayField"]
 
@@ -97,7 +100,8 @@ class XarrayField(Field):
         self._mask = Mask.of(mask)
         self._engine, self._group = engine, group
         self._options = plain_options(options)
-        if not isinstance(source, xr.DataArray | xr.Dataset):
+        kind = in_xarray(source)
+        if kind is None:
             self._uri = normal_uri(source)
             self._born = birth(self._uri)
             return
@@ -105,7 +109,7 @@ class XarrayField(Field):
             raise OptionError(
                 "engine=, group= and options= open a path; the source is open already"
             )
-        if isinstance(source, xr.Dataset):
+        if kind == "Dataset":
             self._array = _selected(source, variable, "the Dataset")
         elif variable is not None and variable != source.name:
             raise OptionError(f"the DataArray is {source.name!r}; variable= chooses from a Dataset")
@@ -302,6 +306,16 @@ class _Facts:
     block: tuple[int, ...]
     nodata: tuple[float | int, ...]
     marker: float | int | None
+
+
+def in_xarray(obj: object) -> str | None:
+    """``"DataArray"`` or ``"Dataset"``, or None for anything else; does not import xarray."""
+    xarray = sys.modules.get("xarray")
+    if xarray is None:  # then nobody can have made one
+        return None
+    if isinstance(obj, xarray.DataArray):
+        return "DataArray"
+    return "Dataset" if isinstance(obj, xarray.Dataset) else None
 
 
 def _describe(array: xr.DataArray) -> _Facts:

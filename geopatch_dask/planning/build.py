@@ -19,6 +19,7 @@ from geopatch_dask.aggregation.statistic import Statistic
 from geopatch_dask.errors import AlignmentError, OptionError
 from geopatch_dask.fields.base import Field
 from geopatch_dask.fields.raster import RasterField
+from geopatch_dask.fields.xarray import XarrayField
 from geopatch_dask.patch.geometry import Cells, Rectangular, cells_of, per_axis
 from geopatch_dask.patch.grid import UNIT, PatchGrid
 from geopatch_dask.patch.patcher import Patcher
@@ -32,7 +33,7 @@ from geopatch_dask.planning.operator import Operator
 from geopatch_dask.planning.probe import Probe, Product, probe, product_of
 from geopatch_dask.planning.supertile import Layout, write_units
 from geopatch_dask.planning.sweep import sweep_of
-from geopatch_dask.planning.tables import Table, table_of
+from geopatch_dask.planning.tables import Table, memory_of_rows, table_of
 from geopatch_dask.store.location import Location
 from geopatch_dask.store.target import holds_one_table
 
@@ -89,13 +90,19 @@ class MemoryOf:
                 state=sum(self._state(p) for p in self.products),
                 flushed=max((self._flushed(p) for p in self.products), default=0),
                 may_miss=self.field.may_miss,
-                cache=fields.GDAL_CACHE if isinstance(self.field, RasterField) else 0,
+                reader=self._reader(),
                 operator=max(self.found.workspace - known, 0),
                 first_pass=self.first_pass,
-                rows=sum(t.row_bytes for t in self.tables) * math.prod(cost.most_touched),
+                rows=memory_of_rows(self.tables, math.prod(cost.most_touched)),
             ),
             self.model,
         )
+
+    def _reader(self) -> int:
+        """Bytes that reading the field keeps: GDAL's blocks, or xarray itself."""
+        if isinstance(self.field, XarrayField):
+            return self.model.xarray
+        return fields.GDAL_CACHE if isinstance(self.field, RasterField) else 0
 
     def _state(self, product: Product) -> int:
         """Bytes of accumulators and counts per output cell."""
@@ -242,6 +249,10 @@ def _check_names(
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise OptionError(f"two outputs are named {min(twice)!r}; give each gp.Output(name=...)")
+    axes = {dim for product in products for array in product.arrays for dim in array.dims}
+    taken = sorted((axes | {"spatial_ref"}).intersection(names))
+    if taken:
+        raise OptionError(f"output {taken[0]!r} has the name of an axis; use gp.Output(name=...)")
 
 
 def _layout(

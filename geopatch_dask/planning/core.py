@@ -109,7 +109,8 @@ class PlanBase:
         """The patches, as far as they are common to all products and tables."""
         weighted = all(product.aggregation.weighted for product in self.products)
         # Whoever owns an anchor emits rows, though the window may be zero there.
-        grid = self.patcher.grid(self.field.domain).variant(weighted and not self.tables, self.scale)
+        grid = self.patcher.grid(self.field.domain)
+        grid = grid.variant(weighted and not self.tables, self.scale)
         return grid if self.products else grid.owning()
 
     @property

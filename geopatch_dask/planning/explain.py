@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import numpy as np
 
 from geopatch_dask.planning.core import PlanBase
+from geopatch_dask.planning.probe import OutputArray
+from geopatch_dask.planning.tables import Table
 from geopatch_dask.planning.units import bytes_text, seconds_text
 
 __all__ = ["MANY_OBJECTS", "Explanation", "explain"]
@@ -66,22 +69,25 @@ def explain(plan: PlanBase) -> Explanation:
         ("operator", f"{plan.operator.name}  {plan.seconds_per_patch * 1e3:.2f} ms per patch here"),
         (
             "target",
-            f"{plan.target.display}  "
-            + "; ".join(
-                f"{a.name}: {_axes(a.dims, a.leading + plan.grid.shape)} {a.dtype}, fill {a.fill}"
-                for a in plan.arrays
-            ),
+            "  ".join(
+                [plan.target.display, "; ".join(_array(plan, a) for a in plan.arrays)]
+            ).strip(),
         ),
+        *(("table", _table(name, told)) for name, told in numbers["tables"].items()),
         (
             "super-tiles",
             f"{layout.count:,} of {' x '.join(map(str, layout.tile))}, "
-            f"chunks {_by(layout.chunks)}"
-            + (f" in shards {_by(layout.shards)}" if layout.shards else ", unsharded"),
+            + (
+                f"chunks {_by(layout.chunks)}"
+                + (f" in shards {_by(layout.shards)}" if layout.shards else ", unsharded")
+                if plan.arrays
+                else "no chunks: tables only"
+            ),
         ),
         (
             "R",
-            f"{cost.amplification:.3f}  {cost.patches_run:,} patches run for "
-            f"{cost.patches:,} needed",
+            f"{numbers['R']:.3f}  {numbers['patches_run']:,} patches run for "
+            f"{numbers['patches']:,} needed",
         ),
         (
             "reads",
@@ -121,21 +127,59 @@ def _numbers(plan: PlanBase) -> dict[str, Any]:
     cells, field_cells = math.prod(plan.grid.shape), math.prod(plan.grid.field_shape)
     lead_in = math.prod(plan.field.domain.size(dim) for dim in plan.grid.riding)
     entries = {a.name: math.prod(a.leading) for a in plan.arrays}
+    tables = {table.name: _told(plan, table) for table in plan.tables}
+    run, amplification = cost.patches_run, cost.amplification
+    if not plan.arrays and any(told["points"] for told in tables.values()):
+        # Patches that speak for no point are not run; those of several tables may be the same.
+        run = min(sum(told["patches"] for told in tables.values()), run)
+        amplification = 1.0
     return {
-        "patches": cost.patches,
-        "patches_run": cost.patches_run,
-        "R": cost.amplification,
+        "patches": cost.patches if plan.arrays else run,
+        "patches_run": run,
+        "R": amplification,
+        "tables": tables,
         "supertiles": layout.count,
         "bytes_read": cost.cells_read * lead_in * plan.field.dtype.itemsize,
         "read_amplification": cost.cells_read / field_cells if field_cells else 1.0,
         "bytes_written": cells
         * sum(entries[a.name] * np.dtype(a.dtype).itemsize for a in plan.arrays),
-        "objects": layout.objects() * sum(entries.values()),
+        "objects": layout.objects() * sum(entries.values()) + layout.count * len(tables),
         "memory": plan.memory.to_json(),
         "memory_limit": plan.memory_limit,
         "slots": plan.slots,
-        "operator_seconds": plan.seconds_per_patch * cost.patches_run / plan.slots,
+        "operator_seconds": plan.seconds_per_patch * run / plan.slots,
     }
+
+
+def _told(plan: PlanBase, table: Table) -> dict[str, Any]:
+    """Columns, patches and rows of a table; rows are None where the operator decides."""
+    points = None if table.keyed.points is None else len(table.keyed.points)
+    patches = table.patches(plan.grid)
+    return {
+        "columns": [column.name for column in table.sheet(plan.grid).columns],
+        "patches": patches,
+        "points": points,
+        "points_lost": table.lost(plan.grid) if points else 0,
+        "rows": None if table.several else points or patches,
+    }
+
+
+def _table(name: str, told: Mapping[str, Any]) -> str:
+    if told["rows"] is None:
+        rows = f"any number of rows for each of {told['patches']:,} patches"
+    elif told["points"]:
+        rows = f"{told['rows']:,} rows, one per point"
+    else:
+        rows = f"{told['rows']:,} rows, at most one per patch"
+    lost = told["points_lost"]
+    return f"{name}: {rows}; {', '.join(told['columns'])}" + (
+        f"; {lost:,} of {told['points']:,} points lie in no patch: nulls" if lost else ""
+    )
+
+
+def _array(plan: PlanBase, array: OutputArray) -> str:
+    axes = _axes(array.dims, array.leading + plan.grid.shape)
+    return f"{array.name}: {axes} {array.dtype}, fill {array.fill}"
 
 
 def _axes(dims: tuple[str, ...], shape: tuple[int, ...]) -> str:

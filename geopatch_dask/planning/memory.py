@@ -3,7 +3,7 @@
 ::
 
     M = reserved                           Python, numpy, GDAL, zarr, dask: an idle worker
-      + cache                              GDAL's block cache, where the field is a raster
+      + reader                             GDAL's block cache, or xarray and pandas
       + input      b_in W_r (P + u)        rows of the field being swept
       + band       g_r b_in W_r u          a band of u rows arriving
       + state      b_acc W (P_w + lag + q) ring of accumulators; lag: rows a batch stays behind
@@ -34,6 +34,8 @@ class MemoryModel:
     reserved : int, bytes
         Resident set of a worker that has imported everything and opened a field and a store,
         measured with ``benchmarks/bench_memory.py``.
+    xarray : int, bytes
+        What importing xarray and pandas adds, where the field is read through them.
     share : float
         How much of a worker's limit a plan may use; Dask starts to spill at 0.7.
     reading : float
@@ -47,7 +49,8 @@ class MemoryModel:
         Float64 copies of one patch result while it is added.
     """
 
-    reserved: int = 200 << 20
+    reserved: int = 150 << 20
+    xarray: int = 60 << 20
     share: float = 0.7
     reading: float = 2.0
     rounding: float = 1.0
@@ -81,7 +84,7 @@ class Shapes:
         Per cell: accumulators and counts; what is held while rows are divided, rounded, encoded.
     may_miss : bool
         Whether cells may be missing.
-    cache, operator : int, bytes
+    reader, operator : int, bytes
     first_pass : int, bytes
         What a task of a first pass holds, beyond the operator's own.
     rows : int, bytes
@@ -103,7 +106,7 @@ class Shapes:
     state: int
     flushed: int
     may_miss: bool
-    cache: int
+    reader: int
     operator: int
     first_pass: int
     rows: int = 0
@@ -114,7 +117,7 @@ class MemoryPlan:
     """Peak bytes of one worker, by purpose."""
 
     reserved: int
-    cache: int
+    reader: int
     input: int
     band: int
     state: int
@@ -128,7 +131,7 @@ class MemoryPlan:
     def total(self) -> int:
         """Bytes in all; a first pass is over before the second begins."""
         second = self.input + self.band + self.state + self.batch + self.flush + self.rows
-        return self.reserved + self.cache + self.operator + max(second, self.first_pass)
+        return self.reserved + self.reader + self.operator + max(second, self.first_pass)
 
     def to_json(self) -> dict[str, int]:
         """Bytes by purpose, and ``total``."""
@@ -142,7 +145,7 @@ def memory_of(shapes: Shapes, model: MemoryModel) -> MemoryPlan:
     result = s.result + 8 * model.temporaries * s.entries
     return MemoryPlan(
         reserved=model.reserved,
-        cache=s.cache,
+        reader=s.reader,
         input=s.cell_in * s.width_in * s.rows_in,
         band=math.ceil(s.cell_in * s.width_in * s.band * reading),
         state=s.state * s.width * s.rows_state,

@@ -54,8 +54,8 @@ class Status:
         return found
 
     def totals(self) -> dict[str, int]:
-        """Sums over the records: patches, bytes written, fill, uncovered and missing cells."""
-        names = ("patches", "bytes_written", "fill", "uncovered", "missing")
+        """Sums over the records: patches, bytes written, fill, uncovered and missing cells, rows."""
+        names = ("patches", "bytes_written", "fill", "uncovered", "missing", "rows")
         kept = [r for r in self.records.values() if r.state != "failed"]
         return {name: sum(getattr(r, name) for r in kept) for name in names}
 
@@ -69,6 +69,8 @@ class Status:
             f"written      {bytes_text(totals['bytes_written'])} by {totals['patches']:,} patches",
             f"cells        {totals['uncovered']:,} uncovered, {totals['missing']:,} missing",
         ]
+        if totals["rows"]:
+            lines.append(f"rows         {totals['rows']:,}")
         failed = [r for r in self.records.values() if r.state == "failed"]
         for record in failed[:5]:
             error = record.error or {}

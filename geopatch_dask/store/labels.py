@@ -11,15 +11,16 @@ import contextlib
 import hashlib
 import struct
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-import xarray as xr
-from xarray.conventions import decode_cf_variable, encode_cf_variable
 
 from geopatch_dask.errors import OptionError
 from geopatch_dask.patch.domain import Coordinate
+
+if TYPE_CHECKING:  # xarray brings pandas: half a second and 50 MB that rasters do without
+    import xarray as xr
 
 __all__ = ["digest", "encoded", "encoded_fill", "jsonable"]
 
@@ -125,6 +126,9 @@ def _is_time(values: npt.NDArray[Any]) -> bool:
 
 
 def _encode(dim: str, values: npt.NDArray[Any], attrs: dict[str, Any]) -> xr.Variable:
+    import xarray as xr
+    from xarray.conventions import encode_cf_variable
+
     if values.dtype.kind == "M":
         return _encode_dates(dim, values, attrs)
     variable = xr.Variable((dim,), values, attrs, encoding={"_FillValue": None})
@@ -137,6 +141,8 @@ def _encode_dates(dim: str, values: npt.NDArray[Any], attrs: dict[str, Any]) -> 
     xarray chooses readable units ("days since ..."), but dates that are further apart than their
     type can say overflow on the way, on some versions without a word.
     """
+    import xarray as xr
+    from xarray.conventions import decode_cf_variable, encode_cf_variable
 
     def as_xarray_does() -> xr.Variable:
         variable = xr.Variable((dim,), values, attrs, encoding={"_FillValue": None})
@@ -163,6 +169,9 @@ def _encode_dates(dim: str, values: npt.NDArray[Any], attrs: dict[str, Any]) -> 
 
 def _encode_objects(dim: str, values: npt.NDArray[Any], attrs: dict[str, Any]) -> xr.Variable:
     """Dates of other calendars become numbers; anything else is refused."""
+    import xarray as xr
+    from xarray.conventions import encode_cf_variable
+
     try:
         variable = encode_cf_variable(xr.Variable((dim,), values, attrs), name=dim)
     except (TypeError, ValueError, ImportError):

@@ -25,6 +25,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from geopatch_dask.aggregation.keyed import SORTED_BY
 from geopatch_dask.aggregation.table import arrow, settled
 from geopatch_dask.errors import OptionError, RecordError, TargetError
 from geopatch_dask.store.location import Location
@@ -40,7 +41,6 @@ from geopatch_dask.store.target import (
 )
 
 __all__ = [
-    "SORTED_BY",
     "delete_parts",
     "drop_strays",
     "folder_of",
@@ -49,9 +49,6 @@ __all__ = [
     "write_part",
     "write_schema",
 ]
-
-#: Metadata of a table: the column it is sorted by.
-SORTED_BY = "geopatch:sorted_by"
 
 _COLUMNS = "_common_metadata"
 _PART, _PARQUET = "part-", ".parquet"
@@ -245,4 +242,6 @@ def _from_bytes(data: bytes, where: str) -> Any:
         return pa.parquet.ParquetFile(pa.BufferReader(data)).read()
     except (pa.ArrowException, OSError) as error:
         line = " ".join(str(error).split())[:200]
-        raise RecordError(f"{where} is damaged ({line}): delete it and run the plan again") from None
+        raise RecordError(
+            f"{where} is damaged ({line}): delete it and run the plan again"
+        ) from None

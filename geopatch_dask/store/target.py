@@ -14,13 +14,15 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import xarray as xr
 import zarr
 
 from geopatch_dask.errors import OptionError, TargetError
 from geopatch_dask.store.location import Location, raise_target_error
+
+if TYPE_CHECKING:  # xarray brings pandas: half a second and 50 MB that rasters do without
+    import xarray as xr
 
 __all__ = [
     "COMPLETE",
@@ -192,6 +194,8 @@ def open_target(location: Location | object, chunks: Any = "auto") -> xr.Dataset
     TargetError
         When there is no target.
     """
+    import xarray as xr
+
     place = Location.of(location)
     root = existing_root(place)
     if holds_one_table(place):

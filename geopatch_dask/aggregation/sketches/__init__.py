@@ -13,8 +13,8 @@ Reservoir           the k smallest hashes           nothing: a uniform sample   
 
 Every state consists of integers that are added, or of extremes, or of the smallest hashes; so
 ``merge`` is associative and commutative *to the bit*, and any split of the values, in any order,
-ends in the same state as one pass;
-it leaves both of its arguments as they are.  Bytes and errors above are those of the default options.
+ends in the same state as one pass.  It leaves both of its arguments as they are.  (Bytes and errors
+in the table are those of the default options.)
 
 The five agree on what a value is (:mod:`geopatch_dask.aggregation.sketches.values`): NaN is
 missing and ignored, infinities are values, -0.0 is +0.0, and a number is the same number whatever

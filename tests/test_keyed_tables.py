@@ -1,0 +1,540 @@
+"""Tables on the store: where parts are, what a second run does, what a reader gets."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import keyed_operators as ops
+import numpy as np
+import pandas as pd
+import pytest
+import rasterio
+import sample_operators as sample
+import xarray as xr
+from pyproj import CRS
+from zarr.storage import MemoryStore
+
+import geopatch_dask as gp
+from geopatch_dask.store.location import Location
+from geopatch_dask.store.records import Ledger
+from geopatch_dask.store.target import IncompleteWarning
+
+pa = pytest.importorskip("pyarrow")
+
+RNG = np.random.default_rng(5)
+VALUES = RNG.random((40, 60)).astype("f4")
+FIELD = gp.ArrayField(VALUES, crs="EPSG:32633", transform=(10, 0, 5e5, 0, -10, 5e6))
+
+
+@pytest.fixture(autouse=True)
+def _holes_are_no_news() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", gp.UncoveredWarning)
+        yield
+
+
+def patcher_of(aggregation: Any = None) -> gp.Patcher:
+    return gp.Patcher(
+        gp.Rectangular((8, 8)), gp.RegularStride((6, 6)), gp.Hann(), aggregation or gp.ByIndex()
+    )
+
+
+def plan_of(target: Any, operator: Any = ops.stats, aggregation: Any = None, **options: Any) -> Any:
+    options = {"outer": (16, 16), "memory_limit": "1 TiB", "slots": 2, **options}
+    return gp.plan(FIELD, patcher_of(aggregation), operator, target, **options)
+
+
+def merged(operator: Any = ops.stats, aggregation: Any = None) -> Any:
+    patcher = patcher_of(aggregation)
+    return patcher.merge((p.with_data(operator(p.data)) for p in patcher.split(FIELD)), FIELD)
+
+
+def same(left: Any, right: Any) -> bool:
+    return bool(ipc(left) == ipc(right))
+
+
+def ipc(table: Any) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+BOTH = {"height": gp.OverlapAdd(), "stats": gp.ByIndex()}
+
+
+def both(x: Any) -> dict[str, Any]:
+    return {"height": x * 2, "stats": {"mean": x.mean()}}
+
+
+class TestWhere:
+    def test_beside_the_arrays(self, tmp_path):
+        target = tmp_path / "out.zarr"
+        plan = plan_of(target, both, BOTH, chunks=(16, 16))
+        plan.run("sync")
+        names = sorted(p.name for p in tmp_path.iterdir())
+        assert names == ["out.zarr", "out.zarr.geopatch", "out.zarr.tables"]
+        inside = sorted(p.name for p in (tmp_path / "out.zarr.tables" / "stats.parquet").iterdir())
+        assert inside == [
+            "_common_metadata",
+            *(f"part-{t.id}.parquet" for t in sorted(plan.layout, key=lambda t: t.id)),
+        ]  # noqa: E501
+        assert {p.name for p in target.iterdir()} == {
+            "zarr.json",
+            "height",
+            "x",
+            "y",
+            "spatial_ref",
+        }
+        assert list(xr.open_zarr(target).data_vars) == ["height"]
+        assert same(gp.read_table(target), merged(both, BOTH)["stats"].table())
+        assert same(gp.read_table(target, "stats"), gp.read_table(target))
+
+    def test_a_parquet_target_is_the_dataset(self, tmp_path):
+        target = tmp_path / "stats.parquet"
+        plan_of(target).run("sync")
+        assert {p.name for p in tmp_path.iterdir()} == {"stats.parquet", "stats.parquet.geopatch"}
+        assert json.loads((target / "_geopatch.json").read_text())["attributes"][
+            "geopatch:complete"
+        ]
+        frame = pd.read_parquet(target)  # other readers pass over what begins with _
+        ours = gp.read_table(target).to_pandas()
+        pd.testing.assert_frame_equal(
+            frame.sort_values("ordinal", ignore_index=True), ours, check_dtype=True
+        )
+        with pytest.raises(gp.TargetError, match=r"is a table: gp\.read_table"):
+            gp.open(target)
+
+    def test_only_tables_beside_a_zarr(self, tmp_path):
+        target = tmp_path / "out.zarr"
+        two = {"a": gp.ByIndex(), "b": gp.ByIndex(points=[(4.9999e6, 5.001e5)])}
+        operator = gp.Operator(sample.identity, version="1")
+        operator = replace(operator, function=lambda x: {"a": x.max(), "b": {"v": x.min()}})
+        plan_of(target, operator, two).run("threads")
+        assert gp.read_table(target, "a").num_rows == 70
+        assert gp.read_table(target, "b").num_rows == 1
+        with pytest.raises(gp.OptionError, match="holds the tables a, b: name one"):
+            gp.read_table(target)
+        with pytest.raises(gp.TargetError, match="holds no table 'c', but a, b"):
+            gp.read_table(target, "c")
+        with pytest.raises(gp.TargetError, match=r"holds no arrays, only tables: gp\.read_table"):
+            gp.open(target)
+
+    def test_a_parquet_target_holds_one_table(self, tmp_path):
+        target = tmp_path / "out.parquet"
+        for operator, aggregation in ((both, BOTH), (sample.identity, gp.OverlapAdd())):
+            with pytest.raises(gp.OptionError, match=r"ends in \.parquet, which is for one table"):
+                plan_of(target, operator, aggregation, chunks=(16, 16))
+        assert not target.exists()
+
+    def test_what_is_not_ours_is_not_touched(self, tmp_path):
+        target = tmp_path / "theirs.parquet"
+        pd.DataFrame({"a": [1]}).to_parquet(target)
+        with pytest.raises(gp.TargetError, match="a file and a folder"):
+            plan_of(target).run("sync")
+        folder = tmp_path / "more.parquet"
+        folder.mkdir()
+        shutil.move(target, folder / "part-0.parquet")
+        for overwrite in (False, True):
+            with pytest.raises(gp.TargetError, match="never deleted"):
+                plan_of(folder).run("sync", overwrite=overwrite)
+        assert [p.name for p in folder.iterdir()] == ["part-0.parquet"]
+
+    def test_no_table_there(self, tmp_path):
+        with pytest.raises(gp.TargetError, match="there is no table at"):
+            gp.read_table(tmp_path / "out.parquet")
+        plan_of(tmp_path / "out.zarr", sample.identity, gp.OverlapAdd(), chunks=(16, 16)).run(
+            "sync"
+        )
+        with pytest.raises(gp.TargetError, match=r"holds no table; gp\.open"):
+            gp.read_table(tmp_path / "out.zarr")
+
+    def test_in_an_open_store(self):
+        target = MemoryStore()
+        plan_of(target, both, BOTH, chunks=(16, 16)).run("threads")
+        assert same(gp.read_table(target), merged(both, BOTH)["stats"].table())
+        assert any(k.startswith(".tables/stats.parquet/part-") for k in target._store_dict)
+        plan_of(target, both, {"height": gp.Mean(), "stats": gp.ByIndex()}, chunks=(16, 16)).run(
+            "threads", overwrite=True
+        )
+        assert same(gp.read_table(target), merged(both, BOTH)["stats"].table())
+
+    def test_over_fsspec(self):
+        target = "memory://keyed/out.parquet"
+        plan_of(target).run("threads")
+        assert same(gp.read_table(target), merged().table())
+
+    def test_reconstruct_gives_the_table(self, tmp_path):
+        found = gp.reconstruct(
+            *(FIELD, patcher_of(), ops.stats, tmp_path / "out.parquet"), client="sync"
+        )
+        assert same(found, merged().table())
+
+    def test_records_may_be_left_behind(self, tmp_path):
+        target = tmp_path / "out.parquet"
+        plan_of(target).run("sync")
+        shutil.rmtree(tmp_path / "out.parquet.geopatch")
+        assert same(gp.read_table(target), merged().table())
+
+
+class TestPlan:
+    def test_json_round_trip(self, tmp_path):
+        schema = {"mean": "float32", "least": "float64", "most": "float64", "n": "int64"}
+        for aggregation in (gp.ByIndex(), gp.ByIndex(schema=schema, points=[(5e6 - 5, 5e5 + 5)])):
+            plan = plan_of(tmp_path / "out.parquet", ops.stats, aggregation)
+            again = gp.Plan.from_json(plan.to_json(), field=FIELD)
+            assert again.tables == plan.tables
+            assert again.fingerprint == plan.fingerprint
+            assert again.to_json() == plan.to_json()
+        again.run("sync")
+        assert gp.read_table(tmp_path / "out.parquet").num_rows == 1
+
+    def test_the_fingerprint_covers_the_columns(self, tmp_path):
+        target = tmp_path / "out.parquet"
+        plan = plan_of(target, np.mean)
+        plan.run("sync")
+        assert plan.parts["tables"] == {"data": [["value", "float32"]]}
+        wide = gp.ByIndex(schema={"value": "float64"})
+        with pytest.raises(gp.PlanMismatch, match=r"differs in aggregation\.schema, tables\.data"):
+            plan_of(target, np.mean, wide).run("sync")
+        plan_of(target, np.mean, wide).run("sync", overwrite=True)
+        assert gp.read_table(target)["value"].type == pa.float64()
+
+    def test_explain_report_and_status(self, tmp_path):
+        target = tmp_path / "out.zarr"
+        plan = plan_of(target, both, BOTH, chunks=(16, 16))
+        text = str(plan.explain())
+        assert "stats: 70 rows, at most one per patch; ordinal, anchor_y, anchor_x, y, x, g" in text
+        assert plan.explain().numbers["tables"]["stats"]["rows"] == 70
+        report = plan.run("sync")
+        assert report.totals["rows"] == 70
+        assert "rows        70" in str(report)
+        assert report.to_json()["numbers"]["rows"] == 70
+        assert gp.status(target).totals()["rows"] == 70
+        assert "rows         70" in str(gp.status(target))
+        again = plan.run("sync")
+        assert (again.skipped, again.totals["rows"]) == (plan.n_supertiles, 70)
+
+    def test_explain_of_a_table_alone(self, tmp_path):
+        plan = plan_of(tmp_path / "out.parquet")
+        assert "no chunks: tables only" in str(plan.explain())
+        assert "1.000  70 patches run for 70 needed" in str(plan.explain())
+        assert plan.memory.rows > 70 * 4
+        ragged = gp.ByIndex(schema={"value": "int64"})
+        plan = plan_of(tmp_path / "out.parquet", list_of_two, ragged)
+        assert "any number of rows for each of 70 patches" in str(plan.explain())
+
+    def test_explain_of_points(self, tmp_path):
+        points = [(5e6 - 5, 5e5 + 5), (5e6 - 6, 5e5 + 6), (5e6 - 205, 5e5 + 5), (0, 0)]
+        plan = plan_of(tmp_path / "out.parquet", ops.stats, gp.ByIndex(points=points))
+        text = str(plan.explain())
+        assert "4 rows, one per point" in text
+        assert "1 of 4 points lie in no patch: nulls" in text
+        assert "2 patches run for 2 needed" in text
+
+    def test_the_tile_alone_says_where_to_cut(self, tmp_path):
+        plan = plan_of(tmp_path / "out.parquet", outer=(7, 13))
+        assert plan.layout.tile == (7, 13)
+        assert gp.plan(FIELD, patcher_of(), ops.stats, tmp_path / "o.parquet").n_supertiles >= 1
+
+    @pytest.mark.parametrize(
+        ("output", "message"),
+        [
+            (gp.Output(dtype="float32"), "output 'data' is a table, which has no dtype"),
+            (gp.Output(scale=2), "output 'data' is a table, which has no scale"),
+            (gp.Output(fill_value=0), "output 'data' is a table, which has no fill_value"),
+        ],
+    )
+    def test_options_of_cells(self, tmp_path, output, message):
+        with pytest.raises(gp.OptionError, match=message):
+            plan_of(tmp_path / "out.parquet", output=output)
+
+    def test_the_name_of_a_table(self, tmp_path):
+        plan = plan_of(tmp_path / "out.zarr", output=gp.Output(name="stats"))
+        plan.run("sync")
+        assert (tmp_path / "out.zarr.tables" / "stats.parquet").is_dir()
+        twice = {"height": gp.Output(name="a"), "stats": gp.Output(name="a")}
+        with pytest.raises(gp.OptionError, match="two outputs are named 'a'"):
+            plan_of(tmp_path / "b.zarr", both, BOTH, output=twice, chunks=(16, 16))
+
+    def test_a_scale_is_that_of_the_arrays(self, tmp_path):
+        target = tmp_path / "out.zarr"
+        plan = plan_of(
+            *(target, coarser, BOTH),
+            output={"height": gp.Output(name="h", scale="1/2")},
+            outer=(8, 8),
+            chunks=(8, 8),
+        )
+        plan.run("sync")
+        assert gp.open(target).shape == (20, 30)
+        assert gp.read_table(target)["ordinal"].to_pylist() == list(range(70))
+
+    def test_what_the_trial_finds(self, tmp_path):
+        target = tmp_path / "out.parquet"
+        for operator, message in (
+            (sample.identity, r"patch 0 at \(0, 0\): column 'value' is an array of shape \(8, 8\)"),
+            (nothing, r"patches 0, 35, 69 were tried and have no rows.*ByIndex\(schema="),
+            (taken, "has a column 'geometry', which says where the patch is"),
+            (wavering, r"output 'data', patch \d+ at .*: column 'value' is int64, got float64"),
+        ):
+            with pytest.raises(gp.GeopatchError, match=message):
+                plan_of(target, operator)
+        with pytest.raises(gp.OperatorError, match="column 'value' is string, got float32"):
+            plan_of(target, np.mean, gp.ByIndex(schema={"value": str}))
+        with pytest.raises(gp.OperatorError, match="got a batch of 4 and returned no entries"):
+            plan_of(target, gp.Operator(np.mean, batch=4))
+        assert not list(tmp_path.iterdir())
+        empty = gp.ByIndex(schema={"value": "int8"})
+        plan_of(target, nothing, empty).run("sync")
+        table = gp.read_table(target)
+        assert (table.num_rows, table["value"].type) == (0, pa.int8())
+        assert set(gp.status(target).states.values()) == {"empty"}
+
+    def test_a_row_that_does_not_fit_fails_its_super_tile(self, tmp_path):
+        target = tmp_path / "out.parquet"
+        with pytest.raises(gp.RunIncomplete, match="column 'v' is int64, got float64"):
+            plan_of(target, gp.Operator(once_a_float, takes="patch")).run("sync")
+        with pytest.warns(IncompleteWarning, match="rows not computed yet"):
+            assert 0 < gp.read_table(target).num_rows < 70
+
+
+def list_of_two(x: Any) -> list[int]:
+    return [1, 2]
+
+
+def nothing(x: Any) -> None:
+    return None
+
+
+def taken(x: Any) -> dict[str, Any]:
+    return {"geometry": b""}
+
+
+def wavering(x: Any) -> Any:
+    return 1 if x[0, 0] == VALUES[0, 0] else 1.5
+
+
+def coarser(x: Any) -> dict[str, Any]:
+    return {"height": x[::2, ::2], "stats": x.mean()}
+
+
+def once_a_float(patch: gp.Patch) -> dict[str, Any]:
+    return {"v": 1.5 if patch.ordinal == 20 else 1}
+
+
+class TestResume:
+    def run(self, tmp_path: Path, **options: Any) -> tuple[Any, Path, Any]:
+        target = tmp_path / "out.parquet"
+        log = tmp_path / "calls"
+        plan = plan_of(target, Noting(log), **options)
+        plan.run("sync")
+        log.unlink()
+        return plan, target, log
+
+    def test_a_record_is_lost_its_part_is_not(self, tmp_path):
+        plan, target, log = self.run(tmp_path)
+        expected = gp.read_table(target)
+        ledger = Ledger(Location.of(target), plan.fingerprint)
+        tile = plan.supertile(5)
+        ledger.delete(tile.id)
+        assert gp.read_table(target).num_rows == 70 - 9, "a part without a record is not read"
+        report = plan.run("sync")
+        assert sample.notes(log) == 9
+        assert (report.skipped, report.totals["rows"]) == (11, 70)
+        assert same(gp.read_table(target), expected)
+
+    def test_a_part_is_lost_its_record_is_not(self, tmp_path):
+        plan, target, log = self.run(tmp_path)
+        expected = gp.read_table(target)
+        (target / f"part-{plan.supertile(5).id}.parquet").unlink()
+        with pytest.raises(gp.RecordError, match="is gone, but its super-tile is recorded: run"):
+            gp.read_table(target)
+        report = plan.run("sync")
+        assert report.problems == ["y16-32_x16-32: its rows of 'data' are gone"]
+        assert sample.notes(log) == 9
+        assert same(gp.read_table(target), expected)
+
+    @pytest.mark.parametrize("damage", ["torn", "empty", "noise", "short"])
+    def test_a_damaged_part_is_never_read(self, tmp_path, damage):
+        plan, target, log = self.run(tmp_path)
+        expected = gp.read_table(target)
+        part = target / f"part-{plan.supertile(5).id}.parquet"
+        data = part.read_bytes()
+        if damage == "short":
+            other = (target / f"part-{plan.supertile(11).id}.parquet").read_bytes()
+            part.write_bytes(other)
+        else:
+            part.write_bytes({"torn": data[:-7], "empty": b"", "noise": os.urandom(500)}[damage])
+        with pytest.raises(gp.RecordError, match=r"part-y16-32_x16-32\.parquet .* delete it and"):
+            gp.read_table(target)
+        part.unlink()
+        plan.run("sync")
+        assert sample.notes(log) == 9
+        assert same(gp.read_table(target), expected)
+
+    def test_a_torn_part_without_a_record_is_written_again(self, tmp_path):
+        plan, target, log = self.run(tmp_path)
+        expected = gp.read_table(target)
+        tile = plan.supertile(5)
+        Ledger(Location.of(target), plan.fingerprint).delete(tile.id)
+        (target / f"part-{tile.id}.parquet").write_bytes(b"PAR1")
+        (target / f"part-{plan.supertile(5).id}x.parquet").write_bytes(b"a stray")
+        assert gp.read_table(target).num_rows == 61
+        plan.run("sync")
+        assert same(gp.read_table(target), expected)
+        assert len(list(target.glob("part-*"))) == 12, "strays are gone when the run is done"
+
+    def test_another_layout_leaves_no_row_twice(self, tmp_path):
+        plan, target, log = self.run(tmp_path)
+        expected = gp.read_table(target)
+        ledger = Ledger(Location.of(target), plan.fingerprint)
+        for k in (1, 5, 6):
+            ledger.delete(plan.supertile(k).id)
+        other = plan_of(target, Noting(log), outer=(48, 16), chunks=(16, 16))
+        report = other.run("threads")
+        assert same(gp.read_table(target), expected)
+        assert report.totals["rows"] == 70
+        recorded = {f"part-{t}.parquet" for t in ledger.names()}
+        assert {p.name for p in target.glob("part-*")} == recorded
+
+    def test_a_graph_of_another_layout_starts_afresh(self, tmp_path):
+        plan, target, log = self.run(tmp_path)
+        expected = gp.read_table(target)
+        other = plan_of(target, Noting(log), outer=(48, 16), chunks=(16, 16))
+        assert other.to_dask().compute(scheduler="threads").complete
+        assert same(gp.read_table(target), expected)
+        assert len(list(target.glob("part-*"))) == 4
+
+    def test_kill_dash_nine(self, tmp_path):
+        script = tmp_path / "job.py"
+        script.write_text(JOB)
+        target = tmp_path / "out.parquet"
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        first = subprocess.run(
+            [sys.executable, str(script), str(target), "die"], env=environment, check=False
+        )
+        assert first.returncode == -9
+        left = len(list(target.glob("part-*")))
+        assert left == 5, "the last one has no record"
+        with pytest.warns(IncompleteWarning):
+            assert 0 < gp.read_table(target).num_rows < 70
+        plan = plan_of(target)
+        report = plan.run("sync")
+        assert report.skipped == left - 1
+        assert same(gp.read_table(target), merged().table())
+
+
+class Noting:
+    """``stats``, leaving a line per call in a file."""
+
+    def __init__(self, log: Path) -> None:
+        self.log = str(log)
+
+    def __call__(self, x: Any) -> dict[str, Any]:
+        sample.note(self.log, "call")
+        return ops.stats(x)
+
+
+JOB = """
+import os, sys
+import geopatch_dask as gp
+import keyed_operators as ops
+from geopatch_dask.execute import tile
+from geopatch_dask.store.records import Ledger
+import numpy as np
+
+values = np.random.default_rng(5).random((40, 60)).astype("f4")
+field = gp.ArrayField(values, crs="EPSG:32633", transform=(10, 0, 5e5, 0, -10, 5e6))
+patcher = gp.Patcher(gp.Rectangular((8, 8)), gp.RegularStride((6, 6)), gp.Hann(), gp.ByIndex())
+plan = gp.plan(field, patcher, ops.stats, sys.argv[1], outer=(16, 16), slots=2)
+put, n = Ledger.put, []
+
+def dying(self, record):
+    n.append(record)
+    if len(n) == 5:
+        os.kill(os.getpid(), 9)  # after the data, before the record
+    put(self, record)
+
+Ledger.put = dying
+plan.run("sync")
+"""
+
+
+class TestRealData:
+    def test_statistics_of_landsat_patches(self, real_data, tmp_path):
+        path = real_data / "landsat_2020.tif"
+        field = gp.RasterField(path, bands=[1])
+        patcher = gp.Patcher(
+            gp.Rectangular((64, 64)), gp.RegularStride((48, 48)), aggregation=gp.ByIndex()
+        )
+        target = tmp_path / "stats.parquet"
+        plan = gp.plan(
+            field, patcher, ops.stats, target, outer=(200, 200), memory_limit="1 TiB", slots=2
+        )
+        plan.run("threads")
+        table = gp.read_table(target)
+        with rasterio.open(path) as source:
+            band, transform, crs = source.read(1), source.transform, source.crs
+        frame = table.to_pandas()
+        assert len(frame) == patcher.n_anchors(field)
+        some_missing = 0
+        for row in frame.itertuples():
+            cut = band[row.anchor_y : row.anchor_y + 64, row.anchor_x : row.anchor_x + 64]
+            valid = cut[cut != 0]
+            some_missing += valid.size < cut.size
+            assert row.n == valid.size
+            if valid.size:
+                assert row.mean == np.float32(valid.mean())
+                assert (row.least, row.most) == (valid.min(), valid.max())
+            else:
+                assert np.isnan([row.mean, row.least, row.most]).all()
+            left, right = (transform.c + transform.a * (row.anchor_x + k) for k in (0, 64))
+            assert row.x == pytest.approx((left + right) / 2)
+            assert row.y == pytest.approx(transform.f + transform.e * (row.anchor_y + 32))
+            xs = struct.unpack_from("<10d", row.geometry, 13)[::2]
+            assert (min(xs), max(xs)) == pytest.approx((left, right))
+        assert some_missing
+        geo = json.loads(table.schema.metadata[b"geo"])
+        assert CRS.from_json_dict(geo["columns"]["geometry"]["crs"]) == CRS(crs)
+
+    def test_profiles_at_stations_of_era_interim(self, real_data, tmp_path):
+        """One row per station: mean profiles over the 2-D patch, month and level riding along."""
+        path = real_data / "eraint_uvz.nc"
+        stations = [(47.4, 8.5), (-33.9, 151.2), (71.3, -156.8), (0.0, 200.0)]
+        patcher = gp.Patcher(
+            gp.Rectangular({"latitude": 9, "longitude": 9}),
+            gp.RegularStride({"latitude": 4, "longitude": 4}),
+            aggregation=gp.ByIndex(points=stations),
+        )
+        target = tmp_path / "stations.parquet"
+        plan = gp.plan(gp.XarrayField(path, variable="z"), patcher, profile, target)
+        report = plan.run("sync")
+        assert report.summary.numbers["patches"] == 3
+        frame = gp.read_table(target).to_pandas()
+        assert frame["point"].tolist() == [0, 1, 2, 3]
+        assert frame["ordinal"].isna().tolist() == [False, False, False, True]
+        with xr.open_dataset(path) as data:
+            for k, (lat, lon) in enumerate(stations[:3]):
+                assert abs(frame["latitude"][k] - lat) <= 0.75 * 4.5
+                assert abs(frame["longitude"][k] - lon) <= 0.75 * 4.5
+                near = data["z"].sel(
+                    latitude=slice(frame["latitude"][k] + 3.01, frame["latitude"][k] - 3.01),
+                    longitude=slice(frame["longitude"][k] - 3.01, frame["longitude"][k] + 3.01),
+                )
+                assert near.shape[2:] == (9, 9)
+                expected = near.values.mean(axis=(2, 3)).ravel()
+                assert np.allclose(frame["z"][k], expected, rtol=1e-12)
+
+
+def profile(x: Any) -> dict[str, Any]:
+    return {"z": x.mean(axis=(2, 3)).ravel()}

@@ -1,0 +1,136 @@
+"""Contract 3: memory is planned.
+
+What a worker holds beyond an idle one is what the plan adds up; none of it grows with the height
+of a super-tile, nor with the size of the field.
+"""
+
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sample_fields import Endless
+from sample_rasters import write_terrain
+from zarr.storage import MemoryStore
+
+import geopatch_dask as gp
+from geopatch_dask.execute.kernel import Kernel
+
+MIB = 1 << 20
+
+
+def double(x: Any) -> Any:
+    return x * 2
+
+
+def peak(plan: gp.Plan) -> int:
+    """Most bytes that numpy held while the first super-tile was computed, output not kept."""
+    kernel, tile = Kernel(plan, lambda *written: 0), plan.supertile(0)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        kernel.run(tile)
+        return tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+
+
+def planned(plan: gp.Plan) -> int:
+    """The parts of the memory plan that this process allocates while it computes."""
+    memory = plan.memory
+    return memory.total - memory.reserved - memory.reader
+
+
+def plan_of(height: int, width: int, **options: Any) -> gp.Plan:
+    aggregation = options.pop("aggregation", gp.OverlapAdd())
+    may_miss = options.pop("may_miss", True)
+    operator = options.pop("operator", double)
+    step = options.pop("step", 96)
+    patcher = gp.Patcher(
+        gp.Rectangular((128, 128)), gp.RegularStride((step, step)), gp.Hann(), aggregation
+    )
+    return gp.plan(
+        *(Endless(height, width, may_miss=may_miss), patcher, operator, MemoryStore()),
+        outer=(height, width),
+        chunks=(128, 512),
+        memory_limit="64 GiB",
+        **options,
+    )
+
+
+def test_memory_does_not_grow_with_the_height_of_a_super_tile() -> None:
+    low, tall = (peak(plan_of(height, 1024)) for height in (1024, 8192))
+    assert tall < 1.05 * low + MIB
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"may_miss": False},
+        {"step": 32},
+        {"aggregation": gp.Variance()},
+        {"aggregation": gp.Max()},
+        {"operator": gp.Operator(double, batch=8)},
+    ],
+    ids=str,
+)
+def test_what_is_allocated_is_what_was_planned(options: dict[str, Any]) -> None:
+    """Never more than planned (5 % for small objects), and the plan is not a wild guess either."""
+    plan = plan_of(2048, 2048, **options)
+    found, expected = peak(plan), planned(plan)
+    assert found <= 1.05 * expected, f"{found / MIB:.1f} MiB, planned {expected / MIB:.1f}"
+    assert found >= 0.5 * expected, f"{found / MIB:.1f} MiB, planned {expected / MIB:.1f}"
+
+
+def test_irregular_anchors_hold_a_whole_super_tile_and_say_so() -> None:
+    patcher = gp.Patcher(gp.Rectangular((128, 128)), gp.Random(200), gp.Hann())
+    plan = gp.plan(
+        *(Endless(2048, 1024, may_miss=True), patcher, double, MemoryStore()),
+        outer=(2048, 1024),
+        chunks=(128, 512),
+        memory_limit="64 GiB",
+    )
+    assert peak(plan) <= 1.05 * planned(plan)
+
+
+# ---- resident sets of real workers ---------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("n", [8192, 16_384])
+def test_workers_need_what_the_plan_says(n: int, tmp_path: Path) -> None:
+    """n x n float32, patches of 256 every 192, Hann, two workers: within 25 % of the plan.
+
+    The same figure for the field of four times the size, where the super-tile is the same.
+    """
+    raster = write_terrain(tmp_path / "terrain.tif", n)
+    patcher = gp.Patcher(
+        gp.Rectangular((256, 256)), gp.RegularStride((192, 192)), gp.Hann(), gp.OverlapAdd()
+    )
+    plan = gp.plan(*(raster, patcher, double, tmp_path / "out.zarr"), slots=2, memory_limit="2 GiB")
+    report = plan.run()
+    measured = report.summary.numbers["peak_rss"]
+    text = f"{measured / MIB:.0f} MiB, planned {plan.memory.total / MIB:.0f}: {plan.memory}"
+    assert 0.75 * plan.memory.total <= measured <= 1.25 * plan.memory.total, text
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_workers_need_no_more_for_a_larger_field(tmp_path: Path) -> None:
+    """Super-tiles of one size: the peak of a worker does not depend on how many there are."""
+    patcher = gp.Patcher(gp.Rectangular((256, 256)), gp.RegularStride((192, 192)), gp.Hann())
+    peaks = {}
+    for n in (4096, 12_288):
+        raster = write_terrain(tmp_path / f"{n}.tif", n)
+        plan = gp.plan(
+            *(raster, patcher, double, tmp_path / f"{n}.zarr"),
+            outer=(2048, 2048),
+            slots=2,
+            memory_limit="2 GiB",
+        )
+        peaks[n] = plan.run().summary.numbers["peak_rss"]
+    assert peaks[12_288] < 1.1 * peaks[4096], peaks
