@@ -76,9 +76,9 @@ from geopatch_dask.patch.sampler import (
 from geopatch_dask.patch.window import Boxcar, Custom, Gaussian, Hann, Tukey
 from geopatch_dask.planning.operator import Operator
 from geopatch_dask.planning.status import Status, status
-from geopatch_dask.store.tables import read_table
 from geopatch_dask.planning.summary import per_patch
 from geopatch_dask.store.location import Location
+from geopatch_dask.store.tables import read_table
 from geopatch_dask.store.target import IncompleteWarning
 
 __version__ = "0.1.0"

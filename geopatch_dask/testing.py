@@ -34,6 +34,9 @@ import zarr
 
 from geopatch_dask import fields
 from geopatch_dask.aggregation import Aggregation, Output
+from geopatch_dask.aggregation.keyed import Rows
+from geopatch_dask.aggregation.several import keyed_of, members_of
+from geopatch_dask.aggregation.table import arrow
 from geopatch_dask.errors import VerificationError
 from geopatch_dask.execute import api
 from geopatch_dask.execute.api import Plan, UncoveredWarning
@@ -42,11 +45,13 @@ from geopatch_dask.patch.patch import Patch
 from geopatch_dask.patch.patcher import Patcher
 from geopatch_dask.planning.operator import Operator
 from geopatch_dask.store.location import Location
+from geopatch_dask.store.tables import read_table
 
 __all__ = [
     "Cut",
     "assert_layout_invariant",
     "assert_same_bytes",
+    "assert_same_table",
     "merged",
     "read_back",
     "telling_cuts",
@@ -118,7 +123,7 @@ def telling_cuts(shape: Sequence[int], size: Sequence[int]) -> list[Cut]:
 
 def merged(
     field: Any, patcher: Patcher, operator: AnyOperator, output: Output | None = None
-) -> Array:
+) -> Any:
     """The output in RAM: every patch, in ordinal order, through :meth:`Patcher.merge`.
 
     Parameters
@@ -128,19 +133,21 @@ def merged(
 
     Returns
     -------
-    ndarray, shape (*leading, *patch axes)
+    ndarray, shape (*leading, *patch axes); for ``ByIndex`` a pyarrow.Table
     """
     source, run, kept = fields.as_field(field), Operator.of(operator), patcher.aggregation
-    if not patcher.n_anchors(source) and isinstance(kept, Aggregation):
+    keyed = keyed_of(members_of(kept))
+    if not patcher.n_anchors(source) and isinstance(kept, Aggregation) and not keyed:
         # Nothing says what the operator returns: a plan takes it for the dtype of the field.
         dtype = (output and output.dtype) or str(kept.result_dtype(source.dtype))
         output = replace(output or Output(), dtype=dtype)
 
     def patches() -> Iterator[Patch]:
         for patch in patcher.split(source):
-            yield patch.with_data(run.run([patch])[0])
+            yield patch.with_data(run.run([patch], keyed=keyed)[0])
 
-    return np.asarray(patcher.merge(patches(), source.domain, output))
+    found = patcher.merge(patches(), source.domain, output)
+    return found.table() if isinstance(found, Rows) else np.asarray(found)
 
 
 def read_back(target: Any, name: str = "data") -> Array:
@@ -178,6 +185,45 @@ def assert_same_bytes(found: Array, expected: Array, what: str = "the output") -
     )
 
 
+def assert_same_table(found: Any, expected: Any, what: str = "the table") -> None:
+    """Raise unless two tables have the same columns, metadata and bytes.
+
+    Parameters
+    ----------
+    found, expected : pyarrow.Table
+    what : str
+
+    Raises
+    ------
+    VerificationError
+        Naming what differs: the schema, the number of rows, or the first row and column.
+    """
+    if not found.schema.equals(expected.schema, check_metadata=True):
+        raise VerificationError(f"{what} has columns {found.schema}, expected {expected.schema}")
+    if found.num_rows != expected.num_rows:
+        raise VerificationError(f"{what} has {found.num_rows} rows, expected {expected.num_rows}")
+    if _stream(found) == _stream(expected):
+        return
+    for row in range(found.num_rows):
+        for name in found.schema.names:
+            ours, theirs = (table.select([name]).slice(row, 1) for table in (found, expected))
+            if _stream(ours) != _stream(theirs):
+                raise VerificationError(
+                    f"{what} differs, first in row {row}, column {name!r}: "
+                    f"{ours[name][0]}, expected {theirs[name][0]}"
+                )
+
+
+def _stream(table: Any) -> bytes:
+    """A table as Arrow's bytes, cut to what it holds."""
+    pa = arrow()
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table.take(pa.array(np.arange(table.num_rows))))
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
 def _bits(array: Array) -> Array:
     return np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}")
 
@@ -192,7 +238,7 @@ def assert_layout_invariant(
     schedulers: Sequence[str] = ("sync", "threads"),
     client: Any = None,
     folder: str | Path | None = None,
-) -> Array:
+) -> Any:
     """Raise unless every way to cut and to run a job gives the bytes of one tile in one thread.
 
     Parameters
@@ -211,7 +257,7 @@ def assert_layout_invariant(
 
     Returns
     -------
-    ndarray, shape (*leading, *patch axes)
+    ndarray, shape (*leading, *patch axes); for ``ByIndex`` a pyarrow.Table
         The output.
 
     Raises
@@ -234,7 +280,7 @@ def assert_layout_invariant(
     chosen = telling_cuts(grid.shape, grid.size) if cuts is None else list(cuts)
     with tempfile.TemporaryDirectory(prefix="geopatch-", dir=folder) as place:
 
-        def run(cut: Cut, way: Scheduler, name: str) -> Array:
+        def run(cut: Cut, way: Scheduler, name: str) -> Any:
             plan = api.plan(
                 *(source, patcher, operator, Path(place) / f"{name}.zarr"),
                 **cut.options(),
@@ -246,19 +292,20 @@ def assert_layout_invariant(
 
         whole = run(Cut(grid.shape, grid.shape), "sync", "whole")
         expected = merged(source, patcher, operator, output)
-        assert_same_bytes(whole, expected, "one super-tile, against patcher.merge,")
+        same = assert_same_bytes if isinstance(expected, np.ndarray) else assert_same_table
+        same(whole, expected, "one super-tile, against patcher.merge,")
         for i in range(max(len(chosen), len(ways))):
             cut, way = chosen[i % len(chosen)], ways[i % len(ways)]
             found = run(cut, way, f"cut-{i}")
-            assert_same_bytes(found, expected, f"{cut} under {_name(way)}")
+            same(found, expected, f"{cut} under {_name(way)}")
     return expected
 
 
-def _computed(plan: Plan, way: Scheduler) -> Array:
+def _computed(plan: Plan, way: Scheduler) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UncoveredWarning)  # holes are the patcher's business
         plan.run(way)
-    return read_back(plan.target, plan.arrays[0].name)
+    return read_back(plan.target, plan.arrays[0].name) if plan.arrays else read_table(plan.target)
 
 
 def _name(way: Scheduler) -> str:

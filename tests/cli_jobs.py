@@ -62,7 +62,7 @@ JOB: dict[str, dict[str, Any]] = {
     "patch": {"size": 64, "step": 48, "window": "hann"},
     "operator": {"function": "MODULE:double"},
     "output": {"target": "out.zarr", "chunks": 64},
-    "run": {"outer": 128, "scheduler": "sync"},
+    "run": {"outer": 128, "scheduler": "sync", "log_every": 600},  # one line is one line
 }
 
 

@@ -96,7 +96,7 @@ def stats(x: Array) -> dict[str, Any]:
     }
 
 
-#: Name -> (function, how it is called, whether its schema has to be given).
+#: Name -> (function, how it is called).
 KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
     "number": (number, {}),
     "vector": (vector, {}),
@@ -111,8 +111,15 @@ KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
 #: Types where no or the first patch might not tell them.
 SCHEMAS: dict[str, dict[str, Any]] = {
     "record": {
-        **{"total": "float32", "missing": int, "odd": bool, "name": str, "label": str},
-        **{"raw": bytes, "when": "M8[D]", "shape": "list<int64>", "few": "list<int16>"},
+        "total": "float32",
+        "missing": int,
+        "odd": bool,
+        "name": str,
+        "label": str,
+        "raw": bytes,
+        "when": "M8[D]",
+        "shape": "list<int64>",
+        "few": "list<int16>",
         "maybe": float,
     },
     "ragged": {"i": int, "v": float, "at": int},

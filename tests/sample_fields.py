@@ -12,7 +12,7 @@ import geopatch_dask as gp
 
 
 class Endless(gp.Field):
-    """Zeros on a grid of any size: takes no memory, and nobody has to hash it."""
+    """Zeros, with a few holes if asked, on a grid of any size that takes no memory."""
 
     def __init__(self, *shape: int, dtype: str = "float32", may_miss: bool = False) -> None:
         dims = tuple("tzyx"[-len(shape) :])
@@ -36,7 +36,10 @@ class Endless(gp.Field):
         return tuple(min(n, 512) for n in self._domain.shape)
 
     def read(self, box: gp.Box) -> npt.NDArray[Any]:
-        return np.zeros(box.shape, self._dtype)
+        values = np.zeros(box.shape, self._dtype)
+        if self._may_miss:
+            values.reshape(-1)[::97] = np.nan
+        return values
 
     def identity(self) -> dict[str, Any]:
         return {"zeros": self._domain.shape, "dtype": self._dtype.name}

@@ -46,8 +46,11 @@ class Fractal:
         return np.round(out / np.float32(self.octaves[0][0] / 100)) / np.float32(10)
 
 
-def write_terrain(path: Path, n: int) -> Path:
-    """An ``n x n`` float32 GeoTIFF, tiled and deflated; needs memory for a strip only."""
+def write_terrain(path: Path, n: int, holes: bool = False) -> Path:
+    """An ``n x n`` float32 GeoTIFF, tiled and deflated; needs memory for a strip only.
+
+    With ``holes``, about a tenth of the cells, the valleys, are NaN.
+    """
     terrain = Fractal(n)
     profile: dict[str, Any] = {
         "driver": "GTiff",
@@ -68,6 +71,8 @@ def write_terrain(path: Path, n: int) -> Path:
     with rasterio.open(path, "w", **profile) as dataset:
         for start in range(0, n, STRIP):
             rows = terrain.rows(start, min(start + STRIP, n))
+            if holes:
+                rows[rows < -14] = np.nan
             at = rasterio.windows.Window(0, start, n, len(rows))  # type: ignore[attr-defined]
             dataset.write(rows, 1, window=at)
     return path

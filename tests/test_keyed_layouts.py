@@ -86,10 +86,7 @@ def planned(job: Any, cut: Cut, target: Any) -> gp.Plan:
 def in_ram(job: Any, kind: frozenset[str] = frozenset({""})) -> Any:
     field, patcher, operator = job[:3]
     patches = (
-        patch.with_data(
-            operator.run([patch] * (operator.batch or 1), keyed=kind)[0]  # a full batch, as always
-        )
-        for patch in patcher.split(field)
+        patch.with_data(operator.run([patch], keyed=kind)[0]) for patch in patcher.split(field)
     )
     return patcher.merge(patches, field)
 
@@ -114,32 +111,41 @@ def test_a_table_does_not_depend_on_the_layout(job: Any, data: st.DataObject) ->
         assert report.summary.numbers.get("patches", 0) == len(plan.grid.anchors)
 
 
-@given(jobs(["number", "record", "ragged"]), st.data())
-@examples(20)
-def test_every_patch_is_in_one_part(job: Any, data: st.DataObject) -> None:
+@given(jobs(["number", "record", "ragged"]), st.booleans(), st.data())
+@examples(30)
+def test_every_patch_is_in_one_part(job: Any, beside: bool, data: st.DataObject) -> None:
+    if beside:  # arrays: then patches that reach in from other super-tiles are run, too
+        job = mixed(job)
     target = MemoryStore()
     plan = planned(job, data.draw(cuts(cells(job))), target)
     plan.run("sync")
-    place = Location.of(target)
+    place, name = Location.of(target), plan.tables[0].name
     ordinals = []
     done = Ledger(place, plan.fingerprint).done()
-    for tile in sorted(parts(place, "data")):
-        raw = folder_of(place, "data").read(f"part-{tile}.parquet")
+    for tile in sorted(parts(place, name)):
+        raw = folder_of(place, name).read(f"part-{tile}.parquet")
         part = pa.parquet.read_table(pa.BufferReader(raw))
-        assert done[tile].tables == {"data": part.num_rows}
+        assert done[tile].tables == {name: part.num_rows}
         assert part.num_rows > 0
         found = part["ordinal"].to_pylist()
         assert found == sorted(found)
         box = done[tile].box
-        for anchor in {
-            tuple(row[f"anchor_{d}"] for d in plan.grid.dims) for row in part.to_pylist()
-        }:
+        anchors = [part[f"anchor_{dim}"].to_pylist() for dim in plan.grid.dims]
+        for anchor in zip(*anchors, strict=True):
             clamped = [max(a, 0) for a in anchor]
             assert all(a <= c < b for a, c, b in zip(box.start, clamped, box.stop, strict=True))
         ordinals += sorted(set(found))
     assert len(ordinals) == len(set(ordinals))
-    table = gp.read_table(target)
-    assert sorted(ordinals) == sorted(set(table["ordinal"].to_pylist()))
+    assert sorted(ordinals) == sorted(set(gp.read_table(target)["ordinal"].to_pylist()))
+
+
+def mixed(job: Any) -> Any:
+    """An array and rows of one operator, over the same patches."""
+    patcher = gp.Patcher(
+        *(job[1].geometry, job[1].sampler, job[1].window),
+        {"height": gp.OverlapAdd(), "stats": gp.ByIndex()},
+    )
+    return job[0], patcher, gp.Operator(ops.both, takes="patch")
 
 
 @given(jobs(["number"]), st.sampled_from([1, 2, 3]), st.data())
@@ -160,10 +166,8 @@ def test_super_tiles_own_every_patch_once(job: Any, scale: int, data: st.DataObj
 @given(jobs(["number"]), st.data())
 @examples(20)
 def test_arrays_and_rows_of_one_operator(job: Any, data: st.DataObject) -> None:
-    field, patcher, _, _ = job
-    parted = {"height": gp.OverlapAdd(), "stats": gp.ByIndex()}
-    patcher = gp.Patcher(patcher.geometry, patcher.sampler, patcher.window, parted)
-    job = (field, patcher, gp.Operator(ops.both, takes="patch"))
+    job = mixed(job)
+    field, patcher, _ = job
     merged = in_ram(job, frozenset({"stats"}))
     target = MemoryStore()
     planned(job, data.draw(cuts(cells(job))), target).run("threads")
@@ -214,6 +218,7 @@ def test_query_points_do_not_depend_on_the_layout(job: Any, data: st.DataObject)
     plan = planned(job, data.draw(cuts(cells(job))), target)
     report = plan.run("threads")
     assert ipc(gp.read_table(target)) == ipc(expected)
+    assert report.totals["rows"] == expected.num_rows, "nobody tells a point twice"
     speaking = nearest(field, patcher, points)
     asked = {o for o in speaking if o is not None}
     assert report.summary.numbers.get("patches", 0) == len(asked)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import struct
 import sys
@@ -280,8 +281,7 @@ def polygon(wkb: bytes) -> list[tuple[float, float]]:
 
 
 def area(ring: list[tuple[float, float]]) -> float:
-    pairs = zip(ring, ring[1:], strict=False)
-    return sum(a[0] * b[1] - b[0] * a[1] for a, b in pairs) / 2
+    return sum(a[0] * b[1] - b[0] * a[1] for a, b in itertools.pairwise(ring)) / 2
 
 
 class TestPlaces:

@@ -28,6 +28,7 @@ import geopatch_dask as gp
 from geopatch_dask.store.location import Location
 from geopatch_dask.store.records import Ledger
 from geopatch_dask.store.target import IncompleteWarning
+from geopatch_dask.testing import assert_layout_invariant, assert_same_table
 
 pa = pytest.importorskip("pyarrow")
 
@@ -88,7 +89,7 @@ class TestWhere:
         assert inside == [
             "_common_metadata",
             *(f"part-{t.id}.parquet" for t in sorted(plan.layout, key=lambda t: t.id)),
-        ]  # noqa: E501
+        ]
         assert {p.name for p in target.iterdir()} == {
             "zarr.json",
             "height",
@@ -149,6 +150,22 @@ class TestWhere:
             with pytest.raises(gp.TargetError, match="never deleted"):
                 plan_of(folder).run("sync", overwrite=overwrite)
         assert [p.name for p in folder.iterdir()] == ["part-0.parquet"]
+
+    def test_the_owner_emits_though_the_window_is_zero_at_the_anchor(self, tmp_path):
+        target = tmp_path / "out.zarr"
+        patcher = gp.Patcher(
+            gp.Rectangular((8, 8)), gp.RegularStride((6, 6)), gp.Hann("symmetric"), BOTH
+        )
+        plan = gp.plan(
+            *(FIELD, patcher, both, target), outer=(7, 7), chunks=(7, 7), memory_limit="1 TiB"
+        )
+        corner = plan.supertile(0).box  # anchor 6 is in its last row, cell 7 in the next tile
+        assert corner.stop == (7, 7)
+        plan.run("sync")
+        records = Ledger(Location.of(target), plan.fingerprint).done()
+        assert records["y0-7_x0-7"].tables == {"stats": 4}
+        assert sum(record.rows for record in records.values()) == 70
+        assert same(gp.read_table(target), merged(both, BOTH)["stats"].table())
 
     def test_no_table_there(self, tmp_path):
         with pytest.raises(gp.TargetError, match="there is no table at"):
@@ -245,6 +262,7 @@ class TestPlan:
     def test_the_tile_alone_says_where_to_cut(self, tmp_path):
         plan = plan_of(tmp_path / "out.parquet", outer=(7, 13))
         assert plan.layout.tile == (7, 13)
+        assert plan.cost.patches_run == 70, "of an anchor there is one owner"
         assert gp.plan(FIELD, patcher_of(), ops.stats, tmp_path / "o.parquet").n_supertiles >= 1
 
     @pytest.mark.parametrize(
@@ -383,7 +401,7 @@ class TestResume:
         assert same(gp.read_table(target), expected)
 
     def test_a_torn_part_without_a_record_is_written_again(self, tmp_path):
-        plan, target, log = self.run(tmp_path)
+        plan, target, _ = self.run(tmp_path)
         expected = gp.read_table(target)
         tile = plan.supertile(5)
         Ledger(Location.of(target), plan.fingerprint).delete(tile.id)
@@ -408,7 +426,7 @@ class TestResume:
         assert {p.name for p in target.glob("part-*")} == recorded
 
     def test_a_graph_of_another_layout_starts_afresh(self, tmp_path):
-        plan, target, log = self.run(tmp_path)
+        _, target, log = self.run(tmp_path)
         expected = gp.read_table(target)
         other = plan_of(target, Noting(log), outer=(48, 16), chunks=(16, 16))
         assert other.to_dask().compute(scheduler="threads").complete
@@ -534,6 +552,45 @@ class TestRealData:
                 assert near.shape[2:] == (9, 9)
                 expected = near.values.mean(axis=(2, 3)).ravel()
                 assert np.allclose(frame["z"][k], expected, rtol=1e-12)
+
+
+class TestTesting:
+    def test_rows_that_keep_the_contract(self):
+        expected = assert_layout_invariant(FIELD, patcher_of(), ops.stats)
+        assert same(expected, merged().table())
+        none = gp.Patcher(
+            gp.Rectangular((50, 50), "drop"), gp.RegularStride((50, 50)), None, gp.ByIndex()
+        )
+        assert assert_layout_invariant(FIELD, none, ops.stats).num_rows == 0
+
+    def test_rows_that_do_not(self):
+        with pytest.raises(gp.VerificationError, match=r"differs, first in row 0, column 'value'"):
+            assert_layout_invariant(FIELD, patcher_of(), Drifting())
+
+    def test_same_table_means_every_bit(self):
+        table = merged().table()
+        assert_same_table(table, table.slice(0))
+        for other, message in (
+            (table.slice(1), "has 69 rows, expected 70"),
+            (table.replace_schema_metadata(None), "has columns"),
+            (table.drop_columns(["n"]), "has columns"),
+            (
+                table.set_column(7, "least", pa.array([None] * 70, pa.int64())),
+                "first in row 0, column 'least': None, expected 0",
+            ),
+        ):
+            with pytest.raises(gp.VerificationError, match=message):
+                assert_same_table(other, table)
+
+
+class Drifting:
+    """Not a function of its patch."""
+
+    calls = 0
+
+    def __call__(self, x: Any) -> int:
+        self.calls += 1
+        return self.calls
 
 
 def profile(x: Any) -> dict[str, Any]:

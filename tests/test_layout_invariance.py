@@ -76,7 +76,7 @@ def expected_counts(job: Job, stored: Array) -> dict[str, int]:
 
 
 @given(jobs(), st.data())
-@examples(150)
+@examples(110)
 def test_bytes_do_not_depend_on_the_layout(job: Job, data: st.DataObject) -> None:
     reference = merged(job.field, job.patcher, job.operator, job.output)
     one, report = computed(job, whole(job), "sync")
@@ -161,7 +161,7 @@ def test_bytes_do_not_depend_on_processes(tmp_path: Path) -> None:
         ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool,
         dask.config.set(pool=pool),
     ):
-        for i, (job, cut) in enumerate(some(8)):
+        for i, (job, cut) in enumerate(some(6)):
             found, _ = computed(job, cut, "processes", tmp_path / f"{i}.zarr")
             expected = merged(job.field, job.patcher, job.operator, job.output)
             assert_same_bytes(found, expected, f"{job}, {cut} under processes")

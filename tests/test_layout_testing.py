@@ -110,7 +110,7 @@ def test_it_takes_a_client(client: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_telling_cuts_are_valid_and_differ(n: int) -> None:
-    shape, size = (23, 17, 9)[:n], (6, 5, 4)[:n]
+    shape, size = (13, 11, 7)[:n], (5, 4, 3)[:n]
     source = gp.ArrayField(np.ones(shape), dims=tuple("zyx")[-n:])
     cuts = telling_cuts(shape, size)
     assert len(set(cuts)) == len(cuts)

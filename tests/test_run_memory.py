@@ -75,7 +75,7 @@ def test_memory_does_not_grow_with_the_height_of_a_super_tile() -> None:
         {"aggregation": gp.Max()},
         {"operator": gp.Operator(double, batch=8)},
     ],
-    ids=str,
+    ids=["plain", "nothing missing", "many layers", "variance", "maximum", "batches"],
 )
 def test_what_is_allocated_is_what_was_planned(options: dict[str, Any]) -> None:
     """Never more than planned (5 % for small objects), and the plan is not a wild guess either."""
@@ -101,13 +101,10 @@ def test_irregular_anchors_hold_a_whole_super_tile_and_say_so() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("n", [8192, 16_384])
-def test_workers_need_what_the_plan_says(n: int, tmp_path: Path) -> None:
-    """n x n float32, patches of 256 every 192, Hann, two workers: within 25 % of the plan.
-
-    The same figure for the field of four times the size, where the super-tile is the same.
-    """
-    raster = write_terrain(tmp_path / "terrain.tif", n)
+@pytest.mark.parametrize(("n", "holes"), [(8192, False), (8192, True), (16_384, False)])
+def test_workers_need_what_the_plan_says(n: int, holes: bool, tmp_path: Path) -> None:
+    """n x n float32, patches of 256 every 192, Hann, two workers: within 25 % of the plan."""
+    raster = write_terrain(tmp_path / "terrain.tif", n, holes)
     patcher = gp.Patcher(
         gp.Rectangular((256, 256)), gp.RegularStride((192, 192)), gp.Hann(), gp.OverlapAdd()
     )

@@ -21,6 +21,7 @@ written (:mod:`geopatch_dask.aggregation.table`).
 from __future__ import annotations
 
 import datetime
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -48,8 +49,12 @@ ITEMS: dict[str, np.dtype[Any]] = {
 }
 #: Other words for them: Arrow's, Python's.
 _WORDS = {
-    "halffloat": "float16", "double": "float64", "large_string": "string",
-    "large_binary": "binary", "utf8": "string", "bytes": "binary",
+    "halffloat": "float16",
+    "double": "float64",
+    "large_string": "string",
+    "large_binary": "binary",
+    "utf8": "string",
+    "bytes": "binary",
     "timestamp[s]": "timestamp[ms]",
 }
 _LIST = re.compile(r"(?:large_)?list<(?:\w+: )?(.+?)(?: not null)?>")
@@ -75,17 +80,17 @@ class Column:
     name: str
     type: str
 
-    @property
+    @functools.cached_property
     def is_list(self) -> bool:
         """Whether every row holds a 1-D array."""
         return self.type.startswith("list<")
 
-    @property
+    @functools.cached_property
     def item(self) -> str:
         """The type of one value, or of the entries of a list."""
         return self.type[5:-1] if self.is_list else self.type
 
-    @property
+    @functools.cached_property
     def dtype(self) -> np.dtype[Any]:
         """The numpy dtype values are held in; object for text and bytes."""
         return ITEMS[self.item]
@@ -108,6 +113,8 @@ class Column:
         ------
         Misfit
         """
+        if type(value) is self._exact:
+            return value
         found = type_of(value)
         if found is None:
             return None
@@ -122,6 +129,13 @@ class Column:
         if kept is None:
             raise Misfit(found if array.dtype.kind not in "iu" else f"{found} {_extreme(array)}")
         return kept if self.is_list else kept[()]
+
+    @functools.cached_property
+    def _exact(self) -> Any:
+        """The type of values that need no second look; None where that is not enough to know."""
+        if self.is_list or self.dtype.kind == "M":
+            return None
+        return {"string": str, "binary": bytes}.get(self.item, self.dtype.type)
 
     def to_json(self) -> list[str]:
         """``[name, type]``."""
@@ -219,6 +233,7 @@ def _word(word: Any) -> str | None:
         return None
 
 
+@functools.lru_cache(maxsize=256)
 def _item(dtype: np.dtype[Any]) -> str | None:
     """The canonical name of a numpy dtype of single values."""
     if dtype.kind == "U":

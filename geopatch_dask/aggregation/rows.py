@@ -71,7 +71,9 @@ def slot_of(result: Any, slot: int, size: int, name: str) -> Any:
     """
     result = _records(result)
     if isinstance(result, Mapping):
-        return {key: slot_of(value, slot, size, f"{name}, {key!r}") for key, value in result.items()}
+        return {
+            key: slot_of(value, slot, size, f"{name}, {key!r}") for key, value in result.items()
+        }
     held = result if isinstance(result, list | tuple) else np.asarray(result)
     length = len(held) if isinstance(held, list | tuple) or held.ndim else 0
     if length != size:

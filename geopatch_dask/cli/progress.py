@@ -19,6 +19,7 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TextColumn
 from rich.progress import Progress as RichProgress
+from rich.table import Column
 from rich.text import Text
 
 from geopatch_dask.cli.console import note
@@ -93,14 +94,14 @@ class Counts:
 
     def short(self) -> str:
         """For a bar."""
-        parts = [f"{self.patches:,} patches", bytes_text(self.written), f"{self.failed} failed"]
         if self.eta is None:
-            parts.append("starting")
+            when = "starting"
         elif self.reached < self.total:
-            parts.append(f"ETA {seconds_text(self.eta)}")
+            when = f"ETA {seconds_text(self.eta)}"
         else:
-            parts.append(seconds_text(self.seconds))
-        return ", ".join(parts)
+            when = seconds_text(self.seconds)
+        parts = [when, f"{self.failed} failed", f"{self.patches:,} patches"]
+        return ", ".join([*parts, bytes_text(self.written)])
 
     def line(self) -> str:
         """For a log."""
@@ -178,7 +179,7 @@ class Bar(Progress):
         self._bar = RichProgress(
             SpinnerColumn(finished_text=" "),
             TextColumn("{task.completed:.0f}/{task.total:.0f} super-tiles"),
-            BarColumn(bar_width=None),
+            BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=8)),
             _Numbers(self.counts),
             console=Console(stderr=True),
             expand=True,
@@ -206,7 +207,7 @@ class _Numbers(ProgressColumn):
     """What no column of rich says, redrawn with the spinner."""
 
     def __init__(self, counts: Counts) -> None:
-        super().__init__()
+        super().__init__(table_column=Column(no_wrap=True))
         self.counts = counts
 
     def render(self, task: Task) -> Text:

@@ -183,6 +183,8 @@ def plan(
         Tried on the first, the middle and the last patch, to learn dtype, shape, time and memory.
     target : path, URL, Location or zarr store
         Where the Zarr will be; ``Location(url, storage_options)`` where fsspec needs options.
+        Tables (``ByIndex``) go to ``<target>.tables/<name>.parquet``; one table and nothing else
+        may also be the target itself, under a name that ends in ``.parquet``.
     outer : "auto", Patcher, tuple, mapping or int
         Super-tiles.  ``"auto"``: the cheapest that memory and slots allow.  Else a Patcher of
         super-tiles (step equal to size), or cells per patch axis.

@@ -13,6 +13,7 @@ child would share one file offset), so the cache is per thread and remembers its
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 from collections import OrderedDict
@@ -54,6 +55,7 @@ class Handles(Generic[T]):
         self._close = close
         self._size = size
         self._threads = _PerThread()
+        atexit.register(self.clear)
 
     def __len__(self) -> int:
         """Handles that the calling thread holds."""
@@ -86,6 +88,15 @@ class Handles(Generic[T]):
         found = self._mine().pop(key, None)
         if found is not None:
             self._close(found[1])
+
+    def clear(self) -> None:
+        """Close what the calling thread has open; runs by itself at exit.
+
+        GDAL logs through Python when a dataset is closed, and an interpreter that is being taken
+        apart cannot log any more.
+        """
+        for key in list(self._mine()):
+            self.drop(key)
 
     def _mine(self) -> OrderedDict[Hashable, tuple[Hashable, T]]:
         threads = self._threads

@@ -188,8 +188,9 @@ class Patcher:
         Returns
         -------
         ndarray, shape (*leading, *patch axes of the domain)
-            Cells without any valid contribution hold the fill value (NaN for floats).  A dict of
-            such arrays, named as in a target, where there are several.
+            Cells without any valid contribution hold the fill value (NaN for floats).  For
+            ``ByIndex`` a dict of rows by anchor, in ordinal order, whose ``.table()`` is a
+            pyarrow.Table.  A dict of these, named as in a target, where there are several.
         """
         where = domain if isinstance(domain, GridDomain) else domain.domain
         return self.aggregation.collect(patches, self.grid(where), output)

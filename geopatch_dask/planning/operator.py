@@ -52,7 +52,7 @@ class Operator:
     function : callable, or ``"module:name"``
         ``array -> array``.  Without ``batch`` the array has the shape of ``patch.data``,
         (*riding axes, *patch axes); with it, a batch axis comes first.  The result keeps the patch
-        axes; axes before them are free but always the same.
+        axes; axes before them are free but always the same.  For ``ByIndex`` it is rows instead.
     factory : bool
         ``function(**options)`` is called once per process and returns the callable.
     options : mapping

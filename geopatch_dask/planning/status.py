@@ -54,7 +54,7 @@ class Status:
         return found
 
     def totals(self) -> dict[str, int]:
-        """Sums over the records: patches, bytes written, fill, uncovered and missing cells, rows."""
+        """Sums over the records: patches, rows, bytes written; fill, uncovered, missing cells."""
         names = ("patches", "bytes_written", "fill", "uncovered", "missing", "rows")
         kept = [r for r in self.records.values() if r.state != "failed"]
         return {name: sum(getattr(r, name) for r in kept) for name in names}

@@ -150,7 +150,9 @@ def read_table(
     Returns
     -------
     pyarrow.Table
-        ``.to_pandas()`` makes a DataFrame.  Tables of query points are sorted by point.
+        ``.to_pandas()`` makes a DataFrame.  Tables of query points are sorted by point.  It is
+        read whole; of a finished target, any reader of Parquet datasets reads the same rows part
+        by part.
 
     Raises
     ------
