@@ -23,6 +23,11 @@ from geopatch_dask.testing import Cut
 
 BOUNDARIES = ("shift", "reflect", "pad", "shrink", "drop", "raise")
 AXES = ("t", "z", "y", "x")
+OPERATORS = (
+    *("identity", "mixing", "mixing", "batch", "in_place", "stacked", "flattened"),
+    *("classed", "placed", "placed_patch", "mask", "mask_batch"),
+)
+DTYPES = ("f4", "f8", "u1", "i2", "i8", "f4", "f8", "u1", "i2", "i8", "f2", "u2", "i4", "u8", "?")
 
 
 def examples(default: int) -> settings:
@@ -172,13 +177,15 @@ def samplers(draw: st.DrawFn, boundary: str, cut: Sequence[Axis], named: bool) -
 @st.composite
 def arrays(draw: st.DrawFn, shape: tuple[int, ...], patch_dims: tuple[int, ...]) -> Any:
     """Values, and the nodata value that marks missing ones."""
-    dtype = np.dtype(draw(st.sampled_from(["f4", "f8", "u1", "i2", "i8"])))
+    dtype = np.dtype(draw(st.sampled_from(DTYPES)))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     scale = draw(st.sampled_from([1.0, 40.0]))
     values = rng.standard_normal(shape) * scale
     if dtype.kind in "iu":
         values = np.clip(np.rint(values + (100 if dtype.kind == "u" else 0)), 0, 200)
-    values = values.astype(dtype)
+    values = (values > 0) if dtype.kind == "b" else values.astype(dtype)
+    if dtype.itemsize == 8 and dtype.kind in "iu" and draw(st.booleans()):
+        values[rng.random(shape) < 0.1] = 2**53 + 1  # the first integer that float64 lacks
     how = draw(st.sampled_from(["none", "none", "some", "block", "band", "all"]))
     missing = np.zeros(shape, bool)
     if how == "some":
@@ -197,9 +204,9 @@ def arrays(draw: st.DrawFn, shape: tuple[int, ...], patch_dims: tuple[int, ...])
         values[missing] = np.nan
         if draw(st.booleans()):
             odd = rng.random(shape) < 0.05
-            values[odd & ~missing] = rng.choice([np.inf, -np.inf, -0.0, 3e38])
+            values[odd & ~missing] = rng.choice([np.inf, -np.inf, -0.0, np.finfo(dtype).max])
         return values, None
-    if how == "none" and draw(st.booleans()):
+    if dtype.kind == "b" or (how == "none" and draw(st.booleans())):
         return values, None
     values[missing] = 7
     return values, 7
@@ -208,12 +215,7 @@ def arrays(draw: st.DrawFn, shape: tuple[int, ...], patch_dims: tuple[int, ...])
 @st.composite
 def operators(draw: st.DrawFn, ndim: int) -> tuple[gp.Operator, gp.Output]:
     """An operator, and how its result is stored."""
-    kind = draw(
-        st.sampled_from(
-            ["identity", "mixing", "mixing", "batch", "in_place", "stacked", "flattened"]
-            + ["classed", "placed", "placed_patch", "mask", "mask_batch"]
-        )
-    )
+    kind = draw(st.sampled_from(OPERATORS))
     output = gp.Output(fill_value=draw(st.sampled_from([None, None, 42])))
     batch = draw(st.sampled_from([1, 3, 4]))
     plain: dict[str, Callable[..., Any]] = {

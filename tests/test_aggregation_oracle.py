@@ -210,7 +210,7 @@ def test_an_operators_own_word_for_missing() -> None:
         (gp.Variance(), {"uint16": "float32", "uint32": "float64"}),
         (gp.Sum(), {"uint8": "int64", "uint64": "uint64", "float32": "float32"}),
         (gp.WeightedSum(), {"uint8": "float64", "float32": "float32"}),
-        (gp.Max(), {"uint8": "uint8", "int64": "int64", "float32": "float32"}),
+        (gp.Max(), {"uint8": "uint8", "int64": "int64", "float32": "float32", "bool": "uint8"}),
         (gp.Range(), {"int16": "int64", "uint8": "uint8"}),
         (gp.Count(), {"float32": "int32"}),
         (gp.Any(), {"float32": "uint8", "bool": "uint8"}),

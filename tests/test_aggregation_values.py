@@ -75,9 +75,7 @@ def test_the_weighted_posterior(seed: int, n: int) -> None:
 
 def test_mu_and_var_may_come_as_a_dict() -> None:
     field = gp.ArrayField(np.ones((4, 4)))
-    patcher = gp.Patcher(
-        gp.Rectangular((4, 4)), gp.RegularStride(4), None, gp.InvVarWeightedMean()
-    )
+    patcher = gp.Patcher(gp.Rectangular((4, 4)), gp.RegularStride(4), None, gp.InvVarWeightedMean())
     patches = (p.with_data({"var": p.data * 2, "mu": p.data}) for p in patcher.split(field))
     found = patcher.merge(patches, field)
     assert set(found) == {"data_mu", "data_var"}

@@ -56,6 +56,14 @@ def test_gaussian_has_the_width_it_says() -> None:
     np.testing.assert_allclose(gp.Gaussian(sigma).profile(n), expected, rtol=1e-14)
 
 
+@pytest.mark.parametrize("sigma", [0.1, 0.03, 0.01, 1e-6])
+def test_narrow_gaussians_still_reach_their_corners(sigma: float) -> None:
+    """exp(-500) is a number, its square is zero: a corner cell would be lost without a word."""
+    field = gp.ArrayField(np.ones((20, 20)))
+    patcher = gp.Patcher(gp.Rectangular((16, 16)), gp.RegularStride((4, 4)), gp.Gaussian(sigma))
+    np.testing.assert_allclose(patcher.merge(patcher.split(field), field), 1.0, rtol=1e-14)
+
+
 @given(st.sampled_from(PROFILES), st.lists(st.integers(1, 9), min_size=1, max_size=3))
 @examples(40)
 def test_weights_are_the_outer_product_of_profiles(window: Any, shape: list[int]) -> None:

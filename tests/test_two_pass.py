@@ -339,9 +339,7 @@ def test_the_context_is_part_of_the_fingerprint() -> None:
     field = gp.ArrayField(cube())
 
     def of(**options: Any) -> str:
-        return gp.plan(
-            field, patcher(), ops.Informed("mean"), MemoryStore(), **options
-        ).fingerprint
+        return gp.plan(field, patcher(), ops.Informed("mean"), MemoryStore(), **options).fingerprint
 
     prints = {
         of(context=gp.MeanStd()),

@@ -205,8 +205,8 @@ class Aggregation(Configurable):
         raise NotImplementedError(f"{type(self).__name__} does not merge states")
 
     def result_dtype(self, dtype: np.dtype[Any]) -> np.dtype[Any]:
-        """Default dtype of the output, given the operator's."""
-        return dtype
+        """Default dtype of the output, given the operator's; a bool has no room for a fill value."""
+        return np.dtype(np.uint8) if dtype.kind == "b" else dtype
 
     def parts(self, leading: tuple[int, ...], dtype: np.dtype[Any]) -> dict[str, Part]:
         """The arrays that come out, by suffix of their name; the main one has none.

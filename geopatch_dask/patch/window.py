@@ -151,9 +151,12 @@ class Gaussian(Window):
             raise OptionError(f"Gaussian sigma must be positive and finite, got {self.sigma!r}")
 
     def profile(self, n: int) -> FloatArray:
-        """``exp(-x^2 / 2 s^2)`` with x from the centre and ``s = sigma n / 2`` cells."""
+        """``exp(-x^2 / 2 s^2)`` with x from the centre and ``s = sigma n / 2`` cells.
+
+        Never below 1e-50, so that products over the axes of a patch do not vanish.
+        """
         x = np.arange(n) - (n - 1) / 2
-        return np.asarray(np.exp(-0.5 * (x / (self.sigma * n / 2)) ** 2))
+        return np.maximum(np.exp(-0.5 * (x / (self.sigma * n / 2)) ** 2), 1e-50)
 
 
 @dataclass(frozen=True)

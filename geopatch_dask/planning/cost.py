@@ -90,8 +90,9 @@ def axis_cost(grid: PatchGrid, axis: int, tile: int) -> AxisCost:
     some = touched > 0
     begin = anchors[np.minimum(first[some], len(anchors) - 1)] if some.any() else np.zeros(0, int)
     end = anchors[last[some] - 1] + p if some.any() else np.zeros(0, int)
-    # A mirrored patch reads back into the domain: at most its own overhang further.
-    begin = np.where(end > n, np.maximum(np.minimum(begin, 2 * (n - 1) - end + 1), 0), begin)
+    if grid.geometry.boundary == "reflect":
+        # A mirrored patch reads back into the domain: at most its own overhang further.
+        begin = np.where(end > n, np.maximum(np.minimum(begin, 2 * (n - 1) - end + 1), 0), begin)
     read = np.minimum(end, n) - np.maximum(begin, 0)
     return AxisCost(
         tiles=len(starts),

@@ -49,7 +49,7 @@ class MemoryModel:
         Float64 copies of one patch result while it is added.
     """
 
-    reserved: int = 150 << 20
+    reserved: int = 160 << 20
     xarray: int = 60 << 20
     share: float = 0.7
     reading: float = 2.0
