@@ -74,7 +74,7 @@ def stack(field: gp.Field, patcher: gp.Patcher, operator: gp.Operator, missing: 
 
 
 def answer(aggregation: gp.Aggregation, s: Stack) -> tuple[Array, npt.NDArray[np.bool_]]:
-    """What an aggregation makes of a stack, in float64 (or exact integers), and where it has one."""
+    """What an aggregation makes of a stack, in float64 or exact integers, and where."""
     n = s.valid.sum(axis=0)
     some = n > 0
     lead = (slice(None), *(None,) * len(s.leading))

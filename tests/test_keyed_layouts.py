@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from keyed_jobs import ipc
 from strategies import (
     BOUNDARIES,
     WINDOWS,
@@ -48,14 +49,6 @@ def _holes_are_no_news() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", gp.UncoveredWarning)
         yield
-
-
-def ipc(table: Any) -> bytes:
-    """A table as one stream of bytes: schema, metadata, values, and what lies under nulls."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return sink.getvalue().to_pybytes()
 
 
 @st.composite
@@ -267,7 +260,7 @@ def fixed_jobs() -> list[tuple[Any, Cut]]:
     values[:9, :9] = np.nan
     field = gp.ArrayField(values, crs="EPSG:32633", transform=(10, 0, 5e5, 0, -10, 5e6))
     found = []
-    for kind in ("record", "ragged", "batched"):
+    for kind in ("record", "ragged"):
         function, options = ops.KINDS[kind]
         patcher = gp.Patcher(
             gp.Rectangular((8, 9), "reflect"),
@@ -289,11 +282,10 @@ def test_processes_write_the_same_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.cluster
-def test_a_cluster_writes_the_same_tables(tmp_path: Path, client: Any) -> None:
-    for i, (job, cut) in enumerate(fixed_jobs()):
-        target = tmp_path / f"{i}.zarr"
-        planned(job, cut, target).run(client)
-        assert ipc(gp.read_table(target)) == ipc(in_ram(job).table())
+def test_a_cluster_writes_the_same_table(tmp_path: Path, client: Any) -> None:
+    job, cut = fixed_jobs()[1]
+    planned(job, cut, tmp_path / "out.zarr").run(client)
+    assert ipc(gp.read_table(tmp_path / "out.zarr")) == ipc(in_ram(job).table())
 
 
 def test_two_records_over_the_same_cells_do_not_repeat_rows(tmp_path: Path) -> None:

@@ -133,6 +133,25 @@ def test_the_compiled_graph_gives_the_same_bytes(job: Job, data: st.DataObject) 
     assert_same_bytes(read_back(target), reference, "the compiled graph")
 
 
+@given(jobs(), st.integers(1, 40), st.data())
+@examples(30)
+def test_the_automatic_layout_gives_the_same_bytes(
+    job: Job, slots: int, data: st.DataObject
+) -> None:
+    cut = data.draw(cuts(job.cuttable))
+    plan = gp.plan(
+        *(job.field, job.patcher, job.operator, MemoryStore()),
+        chunks=cut.chunks,
+        shards=cut.shards,
+        output=job.output,
+        memory_limit="1 TiB",
+        slots=slots,
+    )
+    plan.run("sync")
+    reference = merged(job.field, job.patcher, job.operator, job.output)
+    assert_same_bytes(read_back(plan.target), reference, f"{plan.layout}")
+
+
 # ---- other processes -----------------------------------------------------------------------------
 
 

@@ -97,7 +97,7 @@ def test_layers_of_a_cell(job: Job, aggregation: gp.Aggregation, data: st.DataOb
 
 
 def spread(x: Array, operator: gp.Operator, patch: gp.Patch) -> dict[str, Any]:
-    """A dict of everything: a plain array, classes, probabilities, an estimate with its variance."""
+    """A dict of all kinds: a plain array, classes, probabilities, an estimate and its variance."""
     del x
     value = np.asarray(operator.run([patch])[0], np.float64)
     finite = np.where(np.isfinite(value), value, 0.0)

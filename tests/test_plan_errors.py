@@ -295,6 +295,39 @@ def test_masked_operators_never_see_missing_cells_and_keep_one_dtype() -> None:
         assert not np.isnan(found[:, ~missing]).any()
 
 
+def test_masks_hold_for_operators_that_take_patches() -> None:
+    values = np.ones((30, 30), "float32")
+    values[3, 4] = np.nan
+    seen = []
+
+    def look(patch: gp.Patch) -> Any:
+        seen.append(float(patch.data.min()))
+        return patch.data
+
+    operator = gp.Operator(look, takes="patch", missing="mask", fill=-5.0, version="1")
+    plan = gp.plan(gp.ArrayField(values), blend(), operator, MemoryStore())
+    plan.run("sync")
+    assert set(seen) == {-5.0, 1.0}
+    assert np.argwhere(np.isnan(read_back(plan.target))).tolist() == [[3, 4]]
+
+
+def test_masked_arrays_are_missing_where_they_are_masked() -> None:
+    """numpy would hand out what is under the mask, and it would be blended."""
+
+    def darker(x: Any) -> Any:
+        return np.ma.masked_greater(x, 1000.0)
+
+    plan = gp.plan(field(), blend(), darker, MemoryStore())
+    report = plan.run("sync")
+    found, values = read_back(plan.target), np.arange(3600.0).reshape(60, 60)
+    np.testing.assert_array_equal(np.isnan(found), values > 1000)
+    assert report.totals["missing"] == (values > 1000).sum()
+    with pytest.raises(
+        gp.OperatorError, match=r"masked array of int64.*gp\.Output\(missing=value\)"
+    ):
+        gp.plan(field(), blend(), lambda x: darker(x).astype("int64"), MemoryStore())
+
+
 def test_factories_are_called_once_per_process() -> None:
     calls = []
 

@@ -17,6 +17,7 @@ import pytest
 from sample_operators import Counted, FailsAt, notes
 
 import geopatch_dask as gp
+from geopatch_dask.store.template import reopen
 from geopatch_dask.testing import assert_same_bytes, merged, read_back
 
 TILE = 20
@@ -315,6 +316,21 @@ def test_a_graph_computed_over_another_layout_counts_every_cell_once(tmp_path: P
     plan_of(source, np.positive, target).run("sync")
     plan_of(source, np.positive, target, outer=(40, 30 + 50)).to_dask().compute(scheduler="sync")
     assert gp.status(target).totals()["missing"] == 1
+
+
+def test_a_crash_before_the_last_act(tmp_path: Path, log: Path) -> None:
+    """All records are there, but the store does not say complete: only that is left to do."""
+    target = tmp_path / "out.zarr"
+    plan = plan_of(field(), Counted(log), target)
+    plan.run("sync")
+    reopen(plan.target)
+    assert not gp.status(target).complete
+    calls = notes(log)
+    report = plan.run("threads")
+    assert report.complete
+    assert report.skipped == plan.n_supertiles
+    assert notes(log) == calls
+    assert gp.status(target).complete
 
 
 def test_a_finished_target_is_reopened_while_it_is_mended(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Two passes: a statistic that no layout changes, computed once, recorded, handed to every patch."""
+"""Two passes: a statistic that no layout changes, computed once, recorded, given to every patch."""
 
 from __future__ import annotations
 
@@ -158,7 +158,8 @@ def test_no_layout_changes_a_statistic(
         )  # fmt: skip
         assert plan.run(scheduler).complete
         found, problem = recorded_context(plan)
-        assert found is not None and not problem
+        assert found is not None
+        assert not problem
         assert same(found, expected)
         assert_same_bytes(read_back(plan.target), reference, f"{slots} slots, {scheduler}")
 
@@ -295,7 +296,8 @@ def test_killed_between_the_passes(tmp_path: Path) -> None:
     process = start()
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("out.zarr.geopatch/*/context.json")):
-        assert process.poll() is None and time.monotonic() < deadline
+        assert process.poll() is None
+        assert time.monotonic() < deadline
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()

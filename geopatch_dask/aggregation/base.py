@@ -205,7 +205,7 @@ class Aggregation(Configurable):
         raise NotImplementedError(f"{type(self).__name__} does not merge states")
 
     def result_dtype(self, dtype: np.dtype[Any]) -> np.dtype[Any]:
-        """Default dtype of the output, given the operator's; a bool has no room for a fill value."""
+        """Default dtype of the output, given the operator's; a bool has no room for a fill."""
         return np.dtype(np.uint8) if dtype.kind == "b" else dtype
 
     def parts(self, leading: tuple[int, ...], dtype: np.dtype[Any]) -> dict[str, Part]:

@@ -134,7 +134,20 @@ def map_arrays(
         }
     if isinstance(result, tuple):
         return tuple(map_arrays(function, value) for value in result)
-    return function(np.asarray(result))
+    return function(_plain(result))
+
+
+def _plain(result: Any) -> Array:
+    """An ndarray: what is under a mask is no answer, and must not be blended as if it were."""
+    if not isinstance(result, np.ma.MaskedArray):
+        return np.asarray(result)
+    if result.dtype.kind != "f":
+        raise OperatorError(
+            f"the operator returned a masked array of {result.dtype}, which has no NaN; return "
+            "result.filled(value), and say gp.Output(missing=value)"
+        )
+    filled: Array = result.filled(np.nan)
+    return filled
 
 
 def entries(result: Any, members: Mapping[str, Aggregation]) -> dict[str, Any]:

@@ -156,7 +156,7 @@ class Gaussian(Window):
         Never below 1e-50, so that products over the axes of a patch do not vanish.
         """
         x = np.arange(n) - (n - 1) / 2
-        return np.maximum(np.exp(-0.5 * (x / (self.sigma * n / 2)) ** 2), 1e-50)
+        return np.asarray(np.maximum(np.exp(-0.5 * (x / (self.sigma * n / 2)) ** 2), 1e-50))
 
 
 @dataclass(frozen=True)

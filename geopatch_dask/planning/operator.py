@@ -214,7 +214,8 @@ class Operator:
         if self.context:
             options["context"] = context
         if self.takes == "patch":
-            results = [_bare(call(patch, **options)) for patch in patches]
+            given = [patch.with_data(self._input(patch.data)) for patch in patches]
+            results = [_bare(call(patch, **options)) for patch in given]
         elif self.batch is None:
             results = [call(self._input(p.data), **options) for p in patches]
         else:
