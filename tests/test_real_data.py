@@ -190,6 +190,16 @@ def test_climate_fields_with_month_and_level_riding_along(real_data: Path, tmp_p
         )
 
 
+@pytest.mark.cluster
+def test_rasters_are_opened_by_the_workers(real_data: Path, tmp_path: Path, client: Any) -> None:
+    path = real_data / "naip_20190904.tif"
+    plan = gp.plan(
+        *(path, blend(96, 72), ops.mixing, tmp_path / "o.zarr"), outer=(256, 512), chunks=(128, 128)
+    )
+    assert plan.run(client).complete
+    assert_same_bytes(read_back(tmp_path / "o.zarr"), merged(path, blend(96, 72), ops.mixing))
+
+
 # ---- what other software sees --------------------------------------------------------------------
 
 RASTERS = ["landsat_2020.tif", "dsm.tif", "naip_20190904.tif"]

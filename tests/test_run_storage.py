@@ -102,6 +102,42 @@ def test_a_store_is_not_complete_before_it_is() -> None:
     assert seen == [(1, 3, False), (2, 3, False), (3, 3, False)]
 
 
+class Faulty(Logged):
+    """Refuses to store what a key says, as long as it is told to."""
+
+    refused = ""
+
+    async def set(self, key: str, value: Any) -> None:
+        if self.refused and self.refused in key:
+            raise OSError(f"no space for {key}")
+        await super().set(key, value)
+
+    def set_sync(self, key: str, value: Any) -> None:
+        if self.refused and self.refused in key:
+            raise OSError(f"no space for {key}")
+        self.note("set", key)
+        self._store.set_sync(key, value)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("refused", ["data/c/1/2", "tiles/y20-40_x0-60"])
+@pytest.mark.parametrize("scheduler", ["sync", "threads"])
+def test_a_write_that_fails_is_a_failed_super_tile(refused: str, scheduler: str) -> None:
+    """Data or record: the others finish, nothing half-written stays, a second run mends it."""
+    store = Faulty()
+    field = gp.ArrayField(np.arange(3600.0).reshape(60, 60))
+    plan = gp.plan(field, blend(), np.positive, store, outer=(20, 60), chunks=(20, 20))
+    store.refused = refused
+    with pytest.raises(gp.RunIncomplete, match=r"y20-40_x0-60.*no space for") as caught:
+        plan.run(scheduler)
+    assert caught.value.report.summary.states == {"done": 2, "failed": 1}  # type: ignore[attr-defined]
+    found = read_back(store)
+    assert np.isnan(found[20:40]).all()
+    assert not np.isnan(found[:20]).any()
+    store.refused = ""
+    assert plan.run(scheduler).skipped == 2
+    assert_same_bytes(read_back(store), merged(field, blend(), np.positive))
+
+
 # ---- reading -------------------------------------------------------------------------------------
 
 

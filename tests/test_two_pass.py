@@ -178,6 +178,10 @@ def test_runs_of_leaves_meet_in_the_same_tree(leaves: int, power: int) -> None:
         def leaves(self) -> int:
             return leaves
 
+        @property
+        def leaf_bytes(self) -> int:
+            return 0
+
         def state(self, statistic: Any, leaf: int) -> Any:
             return {"": str(leaf)}
 

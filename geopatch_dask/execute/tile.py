@@ -84,15 +84,21 @@ def run_tile(plan: PlanBase, ordinal: int, context: Mapping[str, Any] | None = N
         versions=_versions(),
     )
     try:
-        counts = _compute(plan, tile, context)
-    except Exception as error:  # anything a user's operator may raise
+        record = _done(blank, _compute(plan, tile, context))
+        ledger.put(record)
+    except Exception as error:  # anything that a user's operator, or the store, may raise
         record = _failed(blank, error)
-        ledger.delete(tile.id)
-        _erase(plan, tile)
-        ledger.put_failed(record)
+        with contextlib.suppress(TargetError):  # a store that cannot be written is why it failed
+            ledger.delete(tile.id)
+            _erase(plan, tile)
+            ledger.put_failed(record)
         text = f"{type(error).__name__}: {error}"[:500]
         return _outcome(record, plan.target.scrub(text))
-    record = replace(
+    return _outcome(record)
+
+
+def _done(blank: Record, counts: Counts) -> Record:
+    return replace(
         blank,
         state="empty" if counts.fill == counts.cells and not counts.tables else "done",
         seconds={name: round(value, 6) for name, value in counts.seconds.items()},
@@ -107,8 +113,6 @@ def run_tile(plan: PlanBase, ordinal: int, context: Mapping[str, Any] | None = N
         peak_rss=peak_rss(),
         finished=_now(),
     )
-    ledger.put(record)
-    return _outcome(record)
 
 
 def _compute(plan: PlanBase, tile: SuperTile, context: Mapping[str, Any] | None) -> Counts:

@@ -182,7 +182,7 @@ def open_target(location: Location | object, chunks: Any = "auto") -> xr.Dataset
     location : Location, or what :meth:`Location.of` takes
     chunks : "auto", None, or mapping
         As in :func:`xarray.open_zarr`: Dask arrays of the stored chunks, or plain lazy arrays for
-        None.
+        None.  What lives in the memory of this process is never a Dask array.
 
     Warns
     -----
@@ -205,7 +205,8 @@ def open_target(location: Location | object, chunks: Any = "auto") -> xr.Dataset
         dataset: xr.Dataset = xr.open_zarr(
             place.zarr_store(read_only=True),
             group=place.path or None,
-            chunks=chunks,
+            # Dask tasks may run in processes that do not see the memory of this one.
+            chunks=chunks if place.is_shared else None,
             zarr_format=3,
             consolidated="consolidated_metadata" in root and not place.path,
         )
