@@ -145,14 +145,7 @@ def build(
     source = fields.as_field(field)
     if not isinstance(patcher, Patcher):
         raise OptionError(f"patcher must be a Patcher, got {patcher!r}")
-    run = Operator.of(operator)
-    first = None
-    if context is not None:
-        run = replace(run, context=True)
-        first = Context.of(context, over)
-    elif not isinstance(over, str) or over != "field":
-        raise OptionError("over= belongs to a first pass: give context= a statistic")
-    run.check_picklable()
+    run, first = _passes(operator, context, over)
     location = Location.of(target)
     members = members_of(patcher.aggregation)
     outputs = outputs_for(members, output)
@@ -191,6 +184,23 @@ def build(
         tables=tables,
         rejected=tuple(c.to_json() for c in rejected),
     )
+
+
+def _passes(
+    operator: Operator | Callable[..., Any] | str,
+    statistic: Statistic | None,
+    over: Operator | Callable[..., Any] | str,
+) -> tuple[Operator, Context | None]:
+    """The operator, ready to be sent, and the first pass where there is one."""
+    run = Operator.of(operator)
+    first = None
+    if statistic is not None:
+        run = replace(run, context=True)
+        first = Context.of(statistic, over)
+    elif not isinstance(over, str) or over != "field":
+        raise OptionError("over= belongs to a first pass: give context= a statistic")
+    run.check_picklable()
+    return run, first
 
 
 def _grid(

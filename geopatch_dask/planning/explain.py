@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,77 +49,70 @@ class Explanation:
 
 def explain(plan: PlanBase) -> Explanation:
     """Numbers and text about a plan; nothing is read or run."""
-    cost, layout, memory = plan.cost, plan.layout, plan.memory
     numbers = _numbers(plan)
-    by_part = sorted(memory.to_json().items(), key=lambda kv: -kv[1])
-    parts = ", ".join(f"{k} {bytes_text(v)}" for k, v in by_part if k != "total" and v)
-    share = memory.total / plan.memory_limit
-    lines = [
-        (
-            "field",
-            f"{plan.field.label}  {_axes(plan.field.domain.dims, plan.field.domain.shape)} "
-            f"{plan.field.dtype}",
-        ),
-        (
-            "patches",
-            f"{cost.patches:,} of {' x '.join(map(str, plan.grid.size))}, "
-            f"{_step(plan)}, window {_axis(plan.patcher.window)}, "
-            f"{_axis(plan.patcher.aggregation)}, boundary {plan.patcher.geometry.boundary}",
-        ),
-        ("operator", f"{plan.operator.name}  {plan.seconds_per_patch * 1e3:.2f} ms per patch here"),
-        (
-            "target",
-            "  ".join(
-                [plan.target.display, "; ".join(_array(plan, a) for a in plan.arrays)]
-            ).strip(),
-        ),
-        *(("table", _table(name, told)) for name, told in numbers["tables"].items()),
-        (
-            "super-tiles",
-            f"{layout.count:,} of {' x '.join(map(str, layout.tile))}, "
-            + (
-                f"chunks {_by(layout.chunks)}"
-                + (f" in shards {_by(layout.shards)}" if layout.shards else ", unsharded")
-                if plan.arrays
-                else "no chunks: tables only"
-            ),
-        ),
-        (
-            "R",
-            f"{numbers['R']:.3f}  {numbers['patches_run']:,} patches run for "
-            f"{numbers['patches']:,} needed",
-        ),
-        (
-            "reads",
-            f"{bytes_text(numbers['bytes_read'])}  "
-            f"{numbers['read_amplification']:.3f} of the field, uncompressed",
-        ),
-        (
-            "writes",
-            f"{bytes_text(numbers['bytes_written'])} uncompressed in at most "
-            f"{numbers['objects']:,} objects, and {layout.count:,} records",
-        ),
-        (
-            "memory",
-            f"{bytes_text(memory.total)} per worker slot, {share:.0%} of "
-            f"{bytes_text(plan.memory_limit)}  ({parts})",
-        ),
-        ("operator time", f"{seconds_text(numbers['operator_seconds'])} on {plan.slots} slots"),
-        ("fingerprint", plan.fingerprint[:16]),
-    ]
+    lines = [*_what(plan, numbers), *_how_much(plan, numbers)]
     lines += [
         ("rejected", f"{_by(r['tile'])}: R {r['R']:.3f}, {bytes_text(r['memory'])}; {r['reason']}")
         for r in plan.rejected
     ]
-    if numbers["objects"] > MANY_OBJECTS and layout.shards is None:
-        lines.append(
-            (
-                "advice",
-                f"{numbers['objects']:,} objects: shards= of a few thousand cells would "
-                "store fewer; GDAL before 3.13 (QGIS before 4.2) cannot read shards",
-            )
+    if numbers["objects"] > MANY_OBJECTS and plan.layout.shards is None:
+        told = (
+            f"{numbers['objects']:,} objects: shards= of a few thousand cells would store fewer; "
+            "GDAL before 3.13 (QGIS before 4.2) cannot read shards"
         )
+        lines.append(("advice", told))
     return Explanation(plan, numbers, tuple(lines))
+
+
+def _what(plan: PlanBase, numbers: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What is read, run and written, and how it is cut."""
+    field, layout, patcher = plan.field, plan.layout, plan.patcher
+    yield "field", f"{field.label}  {_axes(field.domain.dims, field.domain.shape)} {field.dtype}"
+    yield (
+        "patches",
+        f"{plan.cost.patches:,} of {_by(plan.grid.size)}, {_step(plan)}, "
+        f"window {_axis(patcher.window)}, {_axis(patcher.aggregation)}, "
+        f"boundary {patcher.geometry.boundary}",
+    )
+    yield "operator", f"{plan.operator.name}  {plan.seconds_per_patch * 1e3:.2f} ms per patch here"
+    arrays = "; ".join(_array(plan, a) for a in plan.arrays)
+    yield "target", "  ".join([plan.target.display, arrays]).strip()
+    for name, told in numbers["tables"].items():
+        yield "table", _table(name, told)
+    stored = "no chunks: tables only"
+    if plan.arrays:
+        shards = f" in shards {_by(layout.shards)}" if layout.shards else ", unsharded"
+        stored = f"chunks {_by(layout.chunks)}{shards}"
+    yield "super-tiles", f"{layout.count:,} of {_by(layout.tile)}, {stored}"
+
+
+def _how_much(plan: PlanBase, numbers: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What it costs."""
+    memory = plan.memory
+    yield (
+        "R",
+        f"{numbers['R']:.3f}  {numbers['patches_run']:,} patches run for "
+        f"{numbers['patches']:,} needed",
+    )
+    yield (
+        "reads",
+        f"{bytes_text(numbers['bytes_read'])}  "
+        f"{numbers['read_amplification']:.3f} of the field, uncompressed",
+    )
+    yield (
+        "writes",
+        f"{bytes_text(numbers['bytes_written'])} uncompressed in at most "
+        f"{numbers['objects']:,} objects, and {plan.layout.count:,} records",
+    )
+    by_part = sorted(memory.to_json().items(), key=lambda kv: -kv[1])
+    parts = ", ".join(f"{k} {bytes_text(v)}" for k, v in by_part if k != "total" and v)
+    yield (
+        "memory",
+        f"{bytes_text(memory.total)} per worker slot, {memory.total / plan.memory_limit:.0%} of "
+        f"{bytes_text(plan.memory_limit)}  ({parts})",
+    )
+    yield "operator time", f"{seconds_text(numbers['operator_seconds'])} on {plan.slots} slots"
+    yield "fingerprint", plan.fingerprint[:16]
 
 
 def _numbers(plan: PlanBase) -> dict[str, Any]:
