@@ -7,8 +7,10 @@ super-tiles, chunks, memory and workers may change between a run and its resumpt
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import pickle
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -348,6 +350,41 @@ def test_operators_count_by_source_closure_options_and_state() -> None:
     assert again == prints
 
 
+MODULE = """
+OFFSET = {offset}
+
+def helper(x):
+    return x {sign} OFFSET
+
+class Base:
+    def work(self, x):
+        return helper(x) * {factor}
+
+class Operator(Base):
+    def __call__(self, x):
+        return self.work(x)
+"""
+
+
+def test_classes_count_with_what_they_build_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Helpers, constants and base classes of their module; but not the name of the module.
+
+    A script is ``__main__`` when it runs and a module when something imports it.
+    """
+    monkeypatch.syspath_prepend(tmp_path)
+    default = {"offset": 1, "sign": "+", "factor": 2}
+    changes: list[dict[str, Any]] = [{}, {"offset": 3}, {"sign": "-"}, {"factor": 5}, {}]
+    identities = []
+    for i, change in enumerate(changes):
+        name = f"operators_of_test_{i}"
+        (tmp_path / f"{name}.py").write_text(MODULE.format(**{**default, **change}))
+        identities.append(code_identity(importlib.import_module(name).Operator()))
+    assert len(set(identities[:4])) == 4
+    assert identities[4] == identities[0]
+
+
 def test_equal_operators_are_equal_however_they_were_built() -> None:
     """Two lists with the same content count the same as one list held twice."""
     shared = [1.0, 2.0]
@@ -360,6 +397,44 @@ def test_equal_operators_are_equal_however_they_were_built() -> None:
     loop: list[Any] = []
     loop.append(loop)
     assert code_identity(loop) == code_identity(loop)
+
+
+class Lazy:
+    """Builds its model, and opens a log, when it is first called: what many operators do."""
+
+    model: Any = None
+
+    def __call__(self, x: Any) -> Any:
+        if self.model is None:
+            self.model, self.lock = np.full(100_000, 2.0), threading.Lock()
+        return x * self.model[0]
+
+
+_CACHE: dict[str, Any] = {}
+
+
+def caching(x: Any) -> Any:
+    """The same with a global."""
+    if "lock" not in _CACHE:
+        _CACHE["lock"] = threading.Lock()
+    return x * 2
+
+
+def test_what_an_operator_builds_when_it_is_called_stays_where_it_was_called(
+    tmp_path: Path, raster: Path
+) -> None:
+    """Else a plan would carry the model that was loaded when the operator was tried."""
+    operator = Lazy()
+    plan = plan_of(raster, tmp_path / "out.zarr", operator)
+    assert operator.model is None
+    assert len(cloudpickle.dumps(plan)) < 10_000
+    assert plan.fingerprint == plan_of(raster, tmp_path / "out.zarr", Lazy()).fingerprint
+    plan.run("sync")
+    assert operator.model is None
+    assert plan_of(raster, tmp_path / "out.zarr", operator).run("sync").skipped == plan.n_supertiles
+    cached = plan_of(raster, tmp_path / "b.zarr", caching)
+    assert _CACHE
+    assert plan_of(raster, tmp_path / "b.zarr", caching).fingerprint == cached.fingerprint
 
 
 def test_a_changed_operator_is_named(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -200,6 +201,8 @@ def _passes(
     elif not isinstance(over, str) or over != "field":
         raise OptionError("over= belongs to a first pass: give context= a statistic")
     run.check_picklable()
+    if not isinstance(run.function, str | FunctionType):
+        run = run.copied()  # what an object builds while it runs here is not the user's to keep
     return run, first
 
 

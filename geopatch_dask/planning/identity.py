@@ -88,7 +88,6 @@ def code_identity(obj: Any) -> str:
 
 
 _ATOMS = (str, bytes, int, float, complex, bool, type(None))
-_DATA = (str, bytes, int, float, complex, bool, list, tuple, dict, np.ndarray)
 
 
 #: Digests of objects by id; the object is held too, so that no id is used twice.
@@ -126,7 +125,11 @@ def _parts(update: Callable[[bytes], None], obj: Any, known: _Known) -> list[Any
             # Our own classes go by their name: a release that changes comments changes no value.
             ours = obj.__module__.partition(".")[0] == __name__.partition(".")[0]
             source = "" if ours else _source(obj)
-            update(_text("class", obj.__module__, obj.__qualname__, source))
+            # A script is __main__ here and a module elsewhere: the source says what it is.
+            update(_text("class", "" if source else obj.__module__, obj.__qualname__, source))
+            if not ours:
+                bases = [base for base in obj.__bases__ if base.__module__ == obj.__module__]
+                return bases + [v for v in vars(obj).values() if isinstance(v, FunctionType)]
         case np.ndarray():
             update(_text("array", obj.dtype.str, obj.shape))
             update(np.ascontiguousarray(obj).tobytes())
@@ -159,7 +162,7 @@ def _feed_function(update: Callable[[bytes], None], obj: FunctionType, known: _K
     for name in _names(obj.__code__):
         value = obj.__globals__.get(name)
         ours = isinstance(value, FunctionType) and value.__module__ == obj.__module__
-        if ours or isinstance(value, _DATA):  # helpers and constants of the same module
+        if ours or _is_data(value):  # helpers and constants of the same module
             update(_text("global", name))
             _feed(update, value, known)
     for cell in obj.__closure__ or ():
@@ -167,6 +170,15 @@ def _feed_function(update: Callable[[bytes], None], obj: FunctionType, known: _K
             _feed(update, cell.cell_contents, known)
         except ValueError:  # a cell that is still empty
             update(b"empty\1")
+
+
+def _is_data(value: Any) -> bool:
+    """Whether a global is a constant: atoms, arrays, and containers of them (not a cache)."""
+    if isinstance(value, dict):
+        return all(_is_data(item) for item in value.values())
+    if isinstance(value, list | tuple):
+        return all(_is_data(item) for item in value)
+    return isinstance(value, (*_ATOMS, np.ndarray))
 
 
 def _names(code: CodeType) -> list[str]:

@@ -151,6 +151,11 @@ class Operator:
             )
         return size
 
+    def copied(self) -> Operator:
+        """The operator as a worker gets it: what a call builds or opens in it stays in the copy."""
+        copy: Operator = cloudpickle.loads(cloudpickle.dumps(self))
+        return copy
+
     # ---- calling ---------------------------------------------------------------------------
 
     @cached_property

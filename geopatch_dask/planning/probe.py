@@ -148,6 +148,7 @@ def probe(
         lead = tuple(field.domain.size(dim) for dim in grid.riding)
         cellwise = [key for key in members if key not in keyed]
         return Probe(dict.fromkeys(cellwise, (lead, str(field.dtype))), 0.0, 0)
+    operator = operator.copied()  # a model that is loaded lazily must not travel with the plan
     rows: dict[str, list[TriedRows]] = {key: [] for key in keyed}
     found: dict[str, tuple[tuple[int, ...], str]] = {}
     seconds, workspace = float("inf"), 0
