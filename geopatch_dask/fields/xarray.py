@@ -311,11 +311,12 @@ class _Facts:
 def in_xarray(obj: object) -> str | None:
     """``"DataArray"`` or ``"Dataset"``, or None for anything else; does not import xarray."""
     xarray = sys.modules.get("xarray")
-    if xarray is None:  # then nobody can have made one
-        return None
-    if isinstance(obj, xarray.DataArray):
-        return "DataArray"
-    return "Dataset" if isinstance(obj, xarray.Dataset) else None
+    for name in ("DataArray", "Dataset"):
+        # Missing while another thread is still importing xarray; then obj cannot be one either.
+        kind = getattr(xarray, name, None)
+        if kind is not None and isinstance(obj, kind):
+            return name
+    return None
 
 
 def _describe(array: xr.DataArray) -> _Facts:
