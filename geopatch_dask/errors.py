@@ -23,6 +23,7 @@ __all__ = [
     "PlanMismatch",
     "RecordError",
     "RunIncomplete",
+    "StorageError",
     "SuperTileFailed",
     "TargetError",
     "VerificationError",
@@ -49,11 +50,36 @@ class MemoryPlanError(GeopatchError, MemoryError):
     """One super-tile needs more memory than a worker may use."""
 
 
-class FieldError(GeopatchError, OSError):
+class StorageError(GeopatchError, OSError):
+    """Base of the two below: a place outside this process did not do what it was asked.
+
+    Parameters
+    ----------
+    message : str
+    kind : str
+        What the failure means, one of :data:`~geopatch_dask.failures.KINDS`.
+    transient : bool
+        Whether the same request may succeed a little later.
+
+    Attributes
+    ----------
+    kind : str
+    transient : bool
+    """
+
+    def __init__(
+        self, message: str = "", *, kind: str = "mistake", transient: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.transient = transient
+
+
+class FieldError(StorageError):
     """An input cannot be opened or read."""
 
 
-class TargetError(GeopatchError, OSError):
+class TargetError(StorageError):
     """The target store cannot be created, opened or written."""
 
 
@@ -101,4 +127,14 @@ class RunIncomplete(GeopatchError, RuntimeError):
 
 
 class VerificationError(GeopatchError, AssertionError):
-    """Recomputed bytes differ from stored bytes."""
+    """Recomputed bytes differ from stored bytes.
+
+    Attributes
+    ----------
+    verification : object or None
+        The :class:`~geopatch_dask.Verification` that found it.
+    """
+
+    def __init__(self, message: str, verification: object = None) -> None:
+        super().__init__(message)
+        self.verification = verification

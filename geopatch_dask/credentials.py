@@ -1,15 +1,20 @@
 """Credentials stay on the machine that uses them.
 
-A location travels: into graphs, ``plan.json``, records, logs, reports, tracebacks.  So it must
-never hold a secret, only the *name* of one::
+Locations and fields travel: into graphs, ``plan.json``, records, logs, reports, tracebacks.  So
+they must never hold a secret, only the *name* of one::
 
     {"key": "env:S3_KEY", "secret": "env:S3_SECRET"}      what travels
                  |
                  v  resolved()                            on the worker, when a client is built
     {"key": "AKIA...",    "secret": "wJalr..."}           what the client gets, and nobody else
 
-A literal value under a name that looks like a secret's is refused before it can travel, and
-:func:`scrub` removes resolved values from text that a storage library wrote into its errors.
+A literal value under a name that looks like a secret's is refused before it can travel.  What other
+libraries write into their errors is cleaned on its way through: :func:`scrub` marks what it takes
+out, :func:`redact` leaves a URL that still names its object::
+
+    https://me:pw@host/a.tif?X-Amz-Signature=0a1b     what opens it
+    https://***@host/a.tif?***                        scrub, in messages
+    https://host/a.tif                                redact, in labels and identities
 """
 
 from __future__ import annotations
@@ -19,10 +24,26 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import parse_qsl
 
 from geopatch_dask.errors import OptionError
 
-__all__ = ["checked", "looks_secret", "refuse_in_url", "resolved", "scrub"]
+__all__ = [
+    "ENVIRONMENT",
+    "checked",
+    "holds_secret",
+    "looks_secret",
+    "plain_options",
+    "query_of",
+    "redact",
+    "refuse_in_url",
+    "resolved",
+    "scrub",
+    "signs",
+]
+
+#: Where a message sends people who put a credential somewhere else.
+ENVIRONMENT = "the environment of the workers (AWS_ACCESS_KEY_ID, GDAL_HTTP_USERPWD, ...)"
 
 #: Marks a value as the name of an environment variable.
 ENV = "env:"
@@ -31,11 +52,37 @@ _WORDS = frozenset(
     {"auth", "authorization", "cookie", "credential", "credentials", "key", "passphrase"}
     | {"password", "passwd", "pwd", "sas", "sig", "signature", "secret", "token"}
 )
-_PARTS = ("accesskey", "accountkey", "apikey", "connectionstring", "credential", "passw", "secret")
+_PARTS = (
+    *("accesskey", "accountkey", "apikey", "connectionstring", "credential", "passw", "privatekey"),
+    *("pwd", "secret"),
+)
 #: These name a way to log in (gcsfs), they are not a token.
-_METHODS = frozenset({"anon", "browser", "cache", "cloud", "google_default"})
+_METHODS = frozenset({"anon", "anonymous", "browser", "cache", "cloud", "google_default"})
+#: Variables that the clients read by themselves; their values are taken out of messages as well.
+_VARIABLES = (
+    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "GDAL_HTTP_USERPWD"),
+    *("AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_KEY", "AZURE_STORAGE_SAS_TOKEN"),
+    *("AZURE_STORAGE_CONNECTION_STRING", "AZURE_CLIENT_SECRET", "GOOGLE_OAUTH_ACCESS_TOKEN"),
+)
+#: Shorter values are too likely to be a word of the message.
+_TELLING = 6
+
 _USERINFO = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*://)[^/@\s]+@")
 _QUERY = re.compile(r"(?P<url>[A-Za-z][\w+.-]*://[^\s?'\"]*)\?[^\s'\")>]+")
+#: The same for everything that GDAL opens: an @ in a password, ``/vsicurl?``.
+_ANY_USERINFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/\s'\"]*@")
+_ANY_QUERY = re.compile(r"((?:://|/vsi[a-z0-9_]+)[^\s?'\"]*)\?[^\s'\"]*")
+_NAME = (
+    r"[\w-]*(?:passw(?:or)?d|pwd|secret|token|signature|credential|access_?key|account_?key"
+    r"|api_?key|private_?key|authorization|cookie)[\w-]*"
+)
+_ASSIGNED = re.compile(rf"\b({_NAME})=[^\s&'\";,]+", re.IGNORECASE)
+#: Query parameters that sign a URL: they change from hour to hour and are not for other eyes.
+_SIGNING = re.compile(
+    rf"^(?:{_NAME}|x-(?:amz|goog|oss)-.*|key|sig|s[epvrtk]|spr|sk\w+|sdd|expires|policy"
+    r"|key-pair-id|awsaccesskeyid|googleaccessid)$",
+    re.IGNORECASE,
+)
 
 
 def looks_secret(name: str) -> bool:
@@ -107,7 +154,10 @@ def resolved(options: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def scrub(text: str, options: Mapping[str, Any] | None = None) -> str:
-    """``text`` without credentials: URL user names and queries, and the values ``options`` name.
+    """``text`` without credentials, for messages.
+
+    What goes: user names and queries of URLs, the values that ``options`` name, and those of the
+    variables that clients read by themselves.
 
     Examples
     --------
@@ -119,7 +169,57 @@ def scrub(text: str, options: Mapping[str, Any] | None = None) -> str:
             secret = os.environ.get(value.removeprefix(ENV), "")
             if secret:
                 text = text.replace(secret, "***")
+    for name in _VARIABLES:
+        secret = os.environ.get(name, "")
+        if len(secret) >= _TELLING:
+            text = text.replace(secret, "***")
     return _QUERY.sub(r"\g<url>?***", _USERINFO.sub(r"\g<scheme>***@", text))
+
+
+def redact(text: str) -> str:
+    """``text`` without user names, passwords, query strings or ``secret=...`` assignments.
+
+    >>> redact("cannot open 'https://me:pw@host/a.tif?sig=1': 403")
+    "cannot open 'https://host/a.tif': 403"
+    """
+    text = _ANY_QUERY.sub(r"\1", _ANY_USERINFO.sub(r"\1", text))
+    return _ASSIGNED.sub(r"\1=***", text)
+
+
+def holds_secret(uri: str) -> bool:
+    """Whether a URI carries a user name, a password or a signature.
+
+    >>> holds_secret("https://host/a.tif?sig=1"), holds_secret("https://host/wms?layer=1")
+    (True, False)
+    """
+    signed = any(signs(name) for name, _ in parse_qsl(query_of(uri)))
+    return bool(_ANY_USERINFO.search(uri) or _ASSIGNED.search(uri) or signed)
+
+
+def signs(parameter: str) -> bool:
+    """Whether a query parameter of this name signs the URL, and says nothing of its content."""
+    return _SIGNING.match(parameter) is not None
+
+
+def query_of(uri: str) -> str:
+    """The query of a URL or of a GDAL path; "" for names of files, which may hold a ``?``."""
+    return uri.partition("?")[2] if "://" in uri or uri.startswith("/vsi") else ""
+
+
+def plain_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Options of a reader as a plain dict; refuses literal credentials at any depth.
+
+    Raises
+    ------
+    OptionError
+        Naming the option that looks like a credential, and where it belongs.
+    """
+    for path, value in _leaves(options or {}):
+        if any(map(looks_secret, path)) and not _harmless(value):
+            raise OptionError(
+                f"option {'.'.join(path)!r} looks like a credential; put it in {ENVIRONMENT}"
+            )
+    return dict(options or {})
 
 
 def refuse_in_url(url: str) -> None:
