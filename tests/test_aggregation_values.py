@@ -13,9 +13,11 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import examples
+from zarr.storage import MemoryStore
 
 import geopatch_dask as gp
 from geopatch_dask.aggregation import strict
+from geopatch_dask.testing import Cut, assert_layout_invariant
 
 Array = npt.NDArray[Any]
 
@@ -39,6 +41,21 @@ def layered(layers: Any, aggregation: gp.Aggregation, ndim: int = 1, **output: A
     return patcher.merge(patches, field, gp.Output(**output))
 
 
+def counted(layers: Any, aggregation: gp.Aggregation) -> tuple[Array, dict[str, int]]:
+    """Valid contributions per cell, and cells of each part that hold its fill value."""
+    cells = np.shape(layers[0][0])
+    field = gp.ArrayField(np.zeros(cells), dims=("x",))
+    grid = gp.Patcher(gp.Rectangular(cells), gp.Explicit([(0,)] * len(layers)), None, aggregation)
+    where = grid.grid(field.domain)
+    leading, dtype = (len(layers[0]),), np.dtype(np.float64)
+    state = aggregation.init(where, where.box, leading, dtype)
+    for layer in layers:
+        aggregation.add(state, where.box, np.stack(layer), np.ones(cells))
+    parts = dict.fromkeys(aggregation.parts(leading, dtype), dtype)
+    found = aggregation.settled(state, parts, dict.fromkeys(parts, np.nan))
+    return state.coverage.counts(), {part: filled for part, (_, filled) in found.items()}
+
+
 # ---- posteriors ----------------------------------------------------------------------------------
 
 
@@ -56,9 +73,47 @@ def test_unusable_variances_are_missing_and_counted() -> None:
     mu = np.ones(6)
     bad = np.array([0.0, -1.0, np.nan, np.inf, 2.0, 0.0])
     good = np.array([4.0, 4.0, 4.0, 4.0, 2.0, np.nan])
-    found = layered([(mu * 9, bad), (mu, good)], gp.InvVarWeightedMean())
+    layers = [(mu * 9, bad), (mu, good)]
+    found = layered(layers, gp.InvVarWeightedMean())
     np.testing.assert_array_equal(found["data_mu"], [1, 1, 1, 1, 5, np.nan])
     np.testing.assert_array_equal(found["data_var"], [4, 4, 4, 4, 1, np.nan])
+    counts, filled = counted(layers, gp.InvVarWeightedMean())
+    assert counts.tolist() == [1, 1, 1, 1, 2, 0]
+    assert filled == {"mu": 1, "var": 1}
+
+
+#: From 5.6e-309 on, a variance has a finite reciprocal; several precisions may still overflow.
+TINY = np.array([2.3e-308, 5.7e-309, 1e-310, 5e-324, 1e308])
+
+
+@pytest.mark.parametrize(("n", "known"), [(1, [1, 1, 0, 0, 1]), (2, [1, 0, 0, 0, 1]), (5, [0] * 4)])
+def test_variances_whose_reciprocals_overflow(n: int, known: list[int]) -> None:
+    """A mean and its variance are both there or both missing; never 0.0 beside a fill value."""
+    var, there = TINY[: len(known)], np.array(known, bool)
+    layers = [(np.full(len(var), 0.25), var)] * n
+    found = layered(layers, gp.InvVarWeightedMean(), fill_value=-1.0)
+    np.testing.assert_allclose(found["data_mu"], np.where(there, 0.25, -1.0), rtol=1e-14)
+    np.testing.assert_allclose(found["data_var"], np.where(there, var / n, -1.0), rtol=1e-14)
+    counts, filled = counted(layers, gp.InvVarWeightedMean())
+    assert counts.tolist() == [n, n, 0, 0, n][: len(known)]
+    assert filled == dict.fromkeys(("mu", "var"), int((~there).sum()))
+
+
+def test_small_variances_do_not_depend_on_the_layout() -> None:
+    """Windowed, some of them missing, some adding up to what has no reciprocal."""
+    scales = 10.0 ** np.random.default_rng(8).uniform(-311, -305, (24, 20))
+    field = gp.ArrayField(scales)
+    patcher = gp.Patcher(gp.Rectangular(8), gp.RegularStride(3), gp.Hann(), gp.InvVarWeightedMean())
+    cuts = [Cut((4, 4), (4, 4)), Cut((8, 20), (4, 4)), Cut((24, 12), (4, 4))]
+    found = assert_layout_invariant(field, patcher, one_and_itself, cuts=cuts)
+    mu, var = found["data_mu"], found["data_var"]
+    assert 0 < np.isnan(mu).sum() < mu.size
+    np.testing.assert_array_equal(np.isnan(mu), np.isnan(var))
+    assert (var[~np.isnan(var)] > 0).all()
+
+
+def one_and_itself(x: Array) -> tuple[Array, Array]:
+    return np.ones_like(x), x
 
 
 @given(st.integers(0, 10**6), st.integers(1, 8))
@@ -133,9 +188,21 @@ def test_one_missing_class_is_a_missing_vote() -> None:
 
 @pytest.mark.parametrize(
     ("labels", "told"),
-    [([0, 3], "at least 4"), ([-1, 0], "class -1"), ([0.5, 1], "whole numbers")],
+    [
+        (
+            [0, 3],
+            r"class 3; labels are 0 .. 2: give HardVote at least 4 classes, or mark 'no vote'",
+        ),
+        ([-1, 0], "class -1; labels are 0 .. 2: mark 'no vote' with NaN or missing="),
+        ([-1, 3], "class -1; .*give HardVote at least 4"),
+        ([0.5, 1], "whole numbers"),
+        ([np.inf, 1.0], "class inf; labels are 0 .. 2: mark 'no vote'"),
+        ([-np.inf, np.inf], "class -inf; labels are 0 .. 2: mark 'no vote'"),
+        ([1e300, 1.0], r"class 1e\+300; labels are 0 .. 2: mark 'no vote'"),
+        (np.array([2**64 - 1, 1], np.uint64), "labels are 0 .. 2: mark 'no vote'"),
+    ],
 )
-def test_labels_that_are_none(labels: list[float], told: str) -> None:
+def test_labels_that_are_none(labels: Any, told: str) -> None:
     with pytest.raises(gp.OperatorError, match=told):
         layered([np.array(labels)], gp.HardVote(3))
 
@@ -244,3 +311,130 @@ def test_strict_makes_it_an_error() -> None:
             layered([np.ones(3)], gp.Median())
     finally:
         gp.set_strict(False)
+
+
+# ---- one patch, no patch, nothing but missing cells, infinities ----------------------------------
+
+EVERY: tuple[tuple[gp.Aggregation, tuple[int, ...]], ...] = (
+    (gp.HardVote(3), ()),
+    (gp.SoftVote(3), (3,)),
+    (gp.SoftVote(3, -1), (3,)),
+    (gp.InvVarWeightedMean(), (2,)),
+    (gp.Median(), ()),
+    (gp.Quantile((0.1, 0.9)), ()),
+    (gp.Mode(), ()),
+    (gp.Learned(lambda layers, n: layers[0]), ()),
+)
+
+
+def parts_of(found: Any) -> dict[str, Array]:
+    return found if isinstance(found, dict) else {"data": found}
+
+
+def is_hole(values: Array) -> bool:
+    if values.dtype.kind == "f":
+        return bool(np.isnan(values).all())
+    return bool((values == np.iinfo(values.dtype).max).all())
+
+
+def named(value: object) -> str:
+    """The same in every process: the address of a function is not."""
+    return type(value).__name__ if isinstance(value, gp.Learned) else repr(value)
+
+
+@pytest.mark.parametrize(("aggregation", "leading"), EVERY, ids=named)
+def test_no_patch(aggregation: gp.Aggregation, leading: tuple[int, ...]) -> None:
+    """A field that no patch fits: everything holds its fill value, in RAM and in a plan."""
+    field = gp.ArrayField(np.ones((5, 6), "float32"))
+    patcher = gp.Patcher(
+        gp.Rectangular((8, 8), "drop"), gp.RegularStride((8, 8)), None, aggregation
+    )
+    assert patcher.n_anchors(field) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", gp.UncoveredWarning)
+        found = assert_layout_invariant(field, patcher, np.positive, cuts=[Cut((3, 4), (3, 4))])
+    names = aggregation.parts(leading, np.dtype("float32"))
+    kept = parts_of(found)
+    assert len(kept) == len(names)
+    for name, values in kept.items():
+        assert values.shape[-2:] == (5, 6)
+        if name.endswith("votes"):
+            assert (values == np.iinfo(values.dtype).min).all(), "not 0: no patch reaches the cell"
+        else:
+            assert is_hole(values), name
+
+
+@pytest.mark.parametrize(("aggregation", "leading"), EVERY, ids=named)
+def test_one_patch_and_missing_cells(aggregation: gp.Aggregation, leading: tuple[int, ...]) -> None:
+    """One layer is its own median, mode, winner and posterior; NaN stays a hole."""
+    layer = np.broadcast_to(np.array([[1.0, 2.0, np.nan]]), (*leading, 1, 3)).copy()
+    given = tuple(layer) if isinstance(aggregation, gp.InvVarWeightedMean) else layer
+    found = parts_of(layered([given], aggregation, ndim=2))
+    for name, values in found.items():
+        if name.endswith("_votes"):
+            assert values.tolist() == [[1, 1, 0]]
+            continue
+        assert is_hole(values[..., 2]), name
+        if name.endswith("_share"):
+            np.testing.assert_array_equal(values[..., :2], np.float32(1 / 3 if leading else 1))
+        else:
+            plain = [0.0, 0.0] if isinstance(aggregation, gp.SoftVote) else [1.0, 2.0]
+            expected = np.broadcast_to(plain, (*values.shape[:-1], 2))
+            np.testing.assert_array_equal(values[..., :2], expected)
+
+
+def test_infinities_in_votes_posteriors_and_layers() -> None:
+    inf, nan = np.inf, np.nan
+    found = layered([np.array([[inf, 1.0], [1.0, inf]]), np.ones((2, 2))], gp.SoftVote(2))
+    np.testing.assert_array_equal(found["data"], [0, 1])
+    np.testing.assert_array_equal(found["data_votes"], [2, 2])
+    assert np.isnan(found["data_share"]).all(), "infinity over infinity is no share"
+    found = layered([(np.array([inf, 3.0]), np.array([1.0, inf]))], gp.InvVarWeightedMean())
+    np.testing.assert_array_equal(found["data_mu"], [inf, nan])
+    layers = [np.array([inf, -inf, inf]), np.array([inf, 2.0, -inf]), np.array([1.0, 2.0, 0.0])]
+    np.testing.assert_array_equal(layered(layers, gp.Mode()), [inf, 2.0, -inf])
+    np.testing.assert_array_equal(layered(layers, gp.Quantile(0.0)), [1.0, -inf, -inf])
+    assert layered([np.array([-0.0]), np.array([-0.0])], gp.Mode()).tobytes() == bytes(8)
+
+
+# ---- many classes --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("axis", [0, -1])
+def test_the_share_of_many_classes_does_not_depend_on_the_tile(axis: int) -> None:
+    """A box of one cell would be summed in another order, if numpy had its way."""
+    scores = np.random.default_rng(4).random((20, 12, 14))
+    aggregation = gp.SoftVote(20, axis)
+    patcher = gp.Patcher(gp.Rectangular((12, 14)), gp.RegularStride(14), None, aggregation)
+    grid = patcher.grid(gp.ArrayField(np.zeros((12, 14))).domain)
+
+    def share(box: gp.Box) -> Array:
+        state = aggregation.init(grid, box, (20,))
+        aggregation.add(state, box, scores[:, *box.slices()], None)
+        return aggregation.finalize(state)["share"]
+
+    whole = share(grid.box)
+    for y, x in np.ndindex(12, 14):
+        box = gp.Box.at((y, x), (1, 1))
+        assert share(box).tobytes() == whole[box.slices()].tobytes()
+
+
+@pytest.mark.parametrize("k", [1, 255, 256, 300])
+def test_the_dtype_holds_all_classes_and_a_fill_value(k: int) -> None:
+    found = layered([np.array([k - 1, 0.0, np.nan])], gp.HardVote(k))
+    assert found["data"].dtype == (np.uint8 if k < 256 else np.uint16)
+    assert found["data"].tolist() == [k - 1, 0, np.iinfo(found["data"].dtype).max]
+
+
+def test_unusable_estimates_are_counted_in_the_report() -> None:
+    """A variance of zero is missing data: such cells are in the report, not in silence."""
+
+    def estimate(x: Array) -> tuple[Array, Array]:
+        return x, np.where(x > 3, 1.0, 0.0)
+
+    field = gp.ArrayField(np.arange(36.0).reshape(6, 6))
+    patcher = gp.Patcher(gp.Rectangular((3, 3)), gp.RegularStride(3), None, gp.InvVarWeightedMean())
+    plan = gp.plan(field, patcher, estimate, MemoryStore(), chunks=3, outer=3)
+    report = plan.run("sync")
+    assert report.totals["missing"] == 2 * 4, "four cells, in two arrays"
+    assert report.totals["uncovered"] == 0

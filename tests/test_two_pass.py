@@ -171,7 +171,7 @@ def test_runs_of_leaves_meet_in_the_same_tree(leaves: int, power: int) -> None:
 
     class Tree(gp.MinMax):
         def merge(self, left: Any, right: Any) -> Any:
-            return {"": f"({left['']} {right['']})"}
+            return {"": np.array(f"({left['']} {right['']})")}
 
     class Leaves(passes.Pass):
         @property
@@ -183,7 +183,7 @@ def test_runs_of_leaves_meet_in_the_same_tree(leaves: int, power: int) -> None:
             return 0
 
         def state(self, statistic: Any, leaf: int) -> Any:
-            return {"": str(leaf)}
+            return {"": np.array(str(leaf))}
 
     run = 2**power
     whole = passes.reduce_leaves(Leaves(), Tree(), 0, leaves)
@@ -194,6 +194,7 @@ def test_runs_of_leaves_meet_in_the_same_tree(leaves: int, power: int) -> None:
     assert gp.aggregation.statistic.merge_tree(Tree(), parts) == whole  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.parametrize("over", ["field", "operator"])
 def test_two_passes_on_a_cluster(over: str, client: Any, tmp_path: Path) -> None:
@@ -266,6 +267,7 @@ def test_a_damaged_context_is_said_and_computed_again(damage: str, tmp_path: Pat
     assert_same_bytes(read_back(plan.target), reference, damage)
 
 
+@pytest.mark.slow
 def test_killed_between_the_passes(tmp_path: Path) -> None:
     """SIGKILL as soon as the context is recorded; the same command finishes, without pass 1."""
     script = tmp_path / "job.py"
@@ -280,7 +282,7 @@ def test_killed_between_the_passes(tmp_path: Path) -> None:
 
             def second(x, context):
                 with open("second", "a") as log: log.write(".")
-                time.sleep(0.05)
+                time.sleep(0.02)
                 return x - context["mean"][:, None, None]
 
             values = np.random.default_rng(0).normal(size=(2, 60, 60))
@@ -288,8 +290,6 @@ def test_killed_between_the_passes(tmp_path: Path) -> None:
             plan = gp.plan(gp.ArrayField(values), patcher, second, "out.zarr", chunks=20, outer=20,
                            context=gp.MeanStd(), over=first, slots=1)
             plan.run("sync")
-            context = gp.MeanStd()
-            assert gp.open("out.zarr").shape == (2, 60, 60)
             """
         )
     )
@@ -325,7 +325,7 @@ def test_killed_between_the_passes(tmp_path: Path) -> None:
         ({"context": "mean"}, "must be a Statistic"),
         ({"over": "output"}, "first pass"),
         ({"context": gp.MeanStd(), "over": "everything"}, "neither 'field' nor 'output'"),
-        ({"context": gp.MeanStd(), "over": ops.named("a")}, "fit="),
+        ({"context": gp.MeanStd(), "over": ops.named("a")}, "give over= an operator"),
     ],
 )
 def test_bad_first_passes_are_refused(options: dict[str, Any], told: str, tmp_path: Path) -> None:

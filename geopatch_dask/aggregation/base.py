@@ -243,6 +243,16 @@ class Aggregation(Configurable):
         """
         return leading
 
+    def unseen(self, riding: tuple[int, ...]) -> tuple[int, ...]:
+        """Leading axes to assume of the operator's result where no patch shows any.
+
+        Parameters
+        ----------
+        riding : tuple of int
+            Lengths of the riding axes of the field.
+        """
+        return (len(self.inputs), *riding) if self.inputs else riding
+
     def valid(
         self, values: Array, missing: float | int | None, leading: tuple[int, ...]
     ) -> BoolArray | None:
@@ -303,6 +313,10 @@ class Aggregation(Configurable):
         contribution = Contribution(values, valid, weights, cells.index(state.box.start))
         with np.errstate(invalid="ignore", over="ignore"):  # inf - inf is NaN: missing, and counted
             self.update(state, contribution)
+
+    def skip(self, state: State, cells: Box, weights: FloatArray | None) -> None:
+        """Count a patch that has no result: all of its cells are missing."""
+        state.coverage.add(cells, weights, np.zeros(cells.shape, bool))
 
     def bytes_per_cell(self, dtype: npt.DTypeLike, layers: int = 1) -> int:
         """Bytes of accumulators per cell and leading entry, counts and weights not included.

@@ -207,6 +207,8 @@ def move_up(array: npt.NDArray[Any], rows: int, ndim: int, empty: Any) -> None:
     height = array.shape[array.ndim - ndim]
     keep = height - rows
     if keep > 0:
-        # numpy copies through a buffer where source and destination overlap.
-        array[row_index(ndim, slice(0, keep))] = array[row_index(ndim, slice(rows, height))]
+        # Numpy copies through a buffer where source and destination overlap: one plane at a time,
+        # or moving 200 classes would take half as much memory again as holding them.
+        for plane in np.ndindex(array.shape[: array.ndim - ndim]):
+            array[plane][:keep] = array[plane][rows:]
     array[row_index(ndim, slice(max(keep, 0), height))] = empty

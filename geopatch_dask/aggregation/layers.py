@@ -39,8 +39,8 @@ __all__ = ["Learned", "Median", "Mode", "Quantile"]
 
 Array = npt.NDArray[Any]
 Leading = tuple[int, ...]
-#: Bytes of layers finalized at once: sorting copies its input, and this bounds the copies.
-PIECE = 4 << 20
+#: Bytes of layers finalized at once: sorting works on a copy, and this bounds it.
+PIECE = 1 << 20
 
 
 class Layered(Aggregation):
@@ -124,7 +124,9 @@ def ordered(layers: Array, n: npt.NDArray[np.int32]) -> Array:
     """Layers sorted per cell, unused entries last: shape (K, cells)."""
     last: Any = np.inf if layers.dtype.kind == "f" else np.iinfo(layers.dtype).max
     unused = np.arange(len(layers))[:, None] >= n
-    return np.sort(np.where(unused, np.asarray(last, layers.dtype), layers), axis=0)
+    values = np.where(unused, np.asarray(last, layers.dtype), layers)
+    values.sort(axis=0)
+    return values
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,7 @@ class Quantile(Layered):
 
     def __post_init__(self) -> None:
         several = not isinstance(self.q, int | float)
+        # mypy does not see what ``several`` says of the type of q.
         values = tuple(float(v) for v in self.q) if several else (float(self.q),)  # type: ignore[union-attr, arg-type]
         if not values or not all(0 <= v <= 1 for v in values):
             raise OptionError(f"quantiles must lie in [0, 1], got {self.q!r}")

@@ -2,6 +2,8 @@
 
 Each state is per band unless said otherwise.  Moments of a block are taken around its own mean and
 combined by the formulas of Chan, Golub and LeVeque (1979), which lose no digits to a large mean.
+Infinities are values, and give what numpy gives: a mean that is infinite (NaN with both signs), and
+no spread.
 """
 
 from __future__ import annotations
@@ -24,6 +26,19 @@ Array = npt.NDArray[Any]
 Keys = npt.NDArray[np.uint64]
 
 
+def _refined(mean: Array, rest: Array) -> Array:
+    """A mean with what its sum rounded away; as it is where that is no number."""
+    return np.asarray(np.where(np.isfinite(rest), mean + rest, mean))
+
+
+def _between(left: Array, right: Array, share: Array) -> Array:
+    """The mean of two means, of which the right one has a share of the values."""
+    delta = right - left
+    # Infinity minus infinity is no distance to go.
+    plain = left * (1 - share) + right * share
+    return np.asarray(np.where(np.isfinite(delta), left + delta * share, plain))
+
+
 @dataclass(frozen=True)
 class MeanStd(Statistic):
     """Mean and standard deviation of the valid values of each band.
@@ -36,7 +51,7 @@ class MeanStd(Statistic):
     Notes
     -----
     ``finalize`` gives ``n``, ``mean`` and ``std``, each of shape (bands,); NaN where there are too
-    few values.  24 bytes per band.
+    few values.  24 bytes per band.  Integers beyond 2**53 are rounded to float64 first.
     """
 
     ddof: int = 0
@@ -50,23 +65,25 @@ class MeanStd(Statistic):
         wide = values.astype(np.float64)
         valid = ~np.isnan(wide)
         n = valid.sum(axis=1)
-        mean = np.where(valid, wide, 0.0).sum(axis=1) / np.maximum(n, 1)
-        deviation = np.where(valid, wide - mean[:, None], 0.0)
-        mean += deviation.sum(axis=1) / np.maximum(n, 1)  # what the first sum rounded away
-        deviation = np.where(valid, wide - mean[:, None], 0.0)
-        block = {"n": n, "mean": mean, "m2": (deviation * deviation).sum(axis=1)}
+        with np.errstate(invalid="ignore", over="ignore"):
+            mean = np.where(valid, wide, 0.0).sum(axis=1) / np.maximum(n, 1)
+            deviation = np.where(valid, wide - mean[:, None], 0.0)
+            mean = _refined(mean, deviation.sum(axis=1) / np.maximum(n, 1))
+            deviation = np.where(valid, wide - mean[:, None], 0.0)
+            block = {"n": n, "mean": mean, "m2": (deviation * deviation).sum(axis=1)}
         state.update(self.merge(state, block))
 
     def merge(self, left: StatisticState, right: StatisticState) -> StatisticState:
         """Chan's formula."""
         n = left["n"] + right["n"]
         share = right["n"] / np.maximum(n, 1)
-        delta = right["mean"] - left["mean"]
-        return {
-            "n": n,
-            "mean": left["mean"] + delta * share,
-            "m2": left["m2"] + right["m2"] + delta * delta * left["n"] * share,
-        }
+        with np.errstate(invalid="ignore", over="ignore"):
+            delta = right["mean"] - left["mean"]
+            return {
+                "n": n,
+                "mean": _between(left["mean"], right["mean"], share),
+                "m2": left["m2"] + right["m2"] + delta * delta * left["n"] * share,
+            }
 
     def finalize(self, state: StatisticState) -> dict[str, Any]:
         """``n``, ``mean``, ``std``."""
@@ -83,7 +100,7 @@ class MinMax(Statistic):
     Notes
     -----
     ``finalize`` gives ``n``, ``min`` and ``max``, shape (bands,); NaN where there is no value.
-    Exact for floats and for integers below 2**53.  24 bytes per band.
+    Exact for floats and for integers up to 2**53; beyond, the nearest float64.  24 bytes per band.
     """
 
     def init(self, bands: int) -> StatisticState:
@@ -130,7 +147,8 @@ class Histogram(Statistic):
     Parameters
     ----------
     edges : sequence of float, ascending
-        Bins are half-open, the last one closed, as in numpy.
+        Bins are half-open, the last one closed, as in numpy.  Values are compared as float64, which
+        rounds integers beyond 2**53.
 
     Notes
     -----
@@ -207,11 +225,12 @@ class Covariance(Statistic):
         wide = values.astype(np.float64)
         wide = wide[:, ~np.isnan(wide).any(axis=0)]
         n = wide.shape[1]
-        mean = wide.sum(axis=1) / max(n, 1)
-        mean += (wide - mean[:, None]).sum(axis=1) / max(n, 1)
-        deviation = wide - mean[:, None]
-        # Row by row instead of one matrix product: BLAS adds in an order that depends on threads.
-        moment = np.stack([(deviation * row).sum(axis=1) for row in deviation])
+        with np.errstate(invalid="ignore", over="ignore"):
+            mean = wide.sum(axis=1) / max(n, 1)
+            mean = _refined(mean, (wide - mean[:, None]).sum(axis=1) / max(n, 1))
+            deviation = wide - mean[:, None]
+            # Row by row, not one matrix product: BLAS adds in an order that depends on threads.
+            moment = np.stack([(deviation * row).sum(axis=1) for row in deviation])
         block = {"n": np.array([n]), "mean": mean, "moment": (moment + moment.T) / 2}
         state.update(self.merge(state, block))
 
@@ -219,13 +238,14 @@ class Covariance(Statistic):
         """Chan's formula, for products of deviations."""
         n = left["n"] + right["n"]
         share = right["n"] / np.maximum(n, 1)
-        delta = right["mean"] - left["mean"]
-        outer = delta[:, None] * delta[None, :]
-        return {
-            "n": n,
-            "mean": left["mean"] + delta * share,
-            "moment": left["moment"] + right["moment"] + outer * (left["n"] * share),
-        }
+        with np.errstate(invalid="ignore", over="ignore"):
+            delta = right["mean"] - left["mean"]
+            outer = delta[:, None] * delta[None, :]
+            return {
+                "n": n,
+                "mean": _between(left["mean"], right["mean"], share),
+                "moment": left["moment"] + right["moment"] + outer * (left["n"] * share),
+            }
 
     def finalize(self, state: StatisticState) -> dict[str, Any]:
         """``n``, ``mean``, ``cov``."""

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from geopatch_dask.aggregation.statistic import Statistic, StatisticState
+from geopatch_dask.aggregation.statistic import Statistic, StatisticState, joined
 from geopatch_dask.errors import OperatorError
 from geopatch_dask.patch.boxes import Box
 from geopatch_dask.patch.grid import PatchGrid
@@ -88,11 +88,15 @@ class FieldPass(Pass):
         """Number of blocks."""
         return math.prod(self.counts)
 
-    def state(self, statistic: Statistic, leaf: int) -> StatisticState:
-        """Read a block, and update an empty state with it."""
+    def box(self, leaf: int) -> Box:
+        """The cells of a block."""
         index = np.unravel_index(leaf, self.counts)
         start = tuple(int(k) * b for k, b in zip(index, self.block, strict=True))
-        box = Box.at(start, self.block).intersect(self.grid.field_box)
+        return Box.at(start, self.block).intersect(self.grid.field_box)
+
+    def state(self, statistic: Statistic, leaf: int) -> StatisticState:
+        """Read a block, and update an empty state with it."""
+        box = self.box(leaf)
         values = read_cells(self.field, self.grid, box).reshape(self.bands, -1)
         state = statistic.init(self.bands)
         statistic.update(state, np.ascontiguousarray(values), places(box, self.grid.field_shape))
@@ -148,13 +152,16 @@ class OutputPass(Pass):
         """Number of groups of patches."""
         return -(-len(self.grid.anchors) // PATCHES_PER_LEAF)
 
+    def ordinals(self, leaf: int) -> range:
+        """The patches of a group."""
+        first = leaf * PATCHES_PER_LEAF
+        return range(first, min(first + PATCHES_PER_LEAF, len(self.grid.anchors)))
+
     def state(self, statistic: Statistic, leaf: int) -> StatisticState:
         """Run a group of patches, and update an empty state with their results, in order."""
-        first = leaf * PATCHES_PER_LEAF
-        ordinals = range(first, min(first + PATCHES_PER_LEAF, len(self.grid.anchors)))
         state: StatisticState | None = None
         pending: list[Patch] = []
-        for ordinal in ordinals:
+        for ordinal in self.ordinals(leaf):
             patch = patch_of(self.field, self.grid, ordinal, self.grid.anchors[ordinal])
             if pending and patch.indices.shape != pending[0].indices.shape:
                 state = self._update(statistic, state, pending)
@@ -192,7 +199,7 @@ def banded(result: Any, patch: Patch) -> Array:
     if isinstance(result, dict | tuple):
         raise OperatorError(
             "a statistic over the output needs one array or vector per patch, not a "
-            f"{type(result).__name__}; give fit= an operator that returns what to summarise"
+            f"{type(result).__name__}; give over= an operator that returns what to summarise"
         )
     values = np.asarray(result)
     ndim = patch.indices.ndim
@@ -216,7 +223,7 @@ def reduce_leaves(source: Pass, statistic: Statistic, first: int, last: int) -> 
     for leaf in range(first, last):
         size, state = 1, source.state(statistic, leaf)
         while stack and stack[-1][0] == size:
-            state = statistic.merge(stack.pop()[1], state)
+            state = joined(statistic, stack.pop()[1], state)
             size *= 2
         stack.append((size, state))
     if not stack:
@@ -224,5 +231,5 @@ def reduce_leaves(source: Pass, statistic: Statistic, first: int, last: int) -> 
     # What is left over has strictly falling sizes; the tree joins it from the right.
     state = stack.pop()[1]
     while stack:
-        state = statistic.merge(stack.pop()[1], state)
+        state = joined(statistic, stack.pop()[1], state)
     return state

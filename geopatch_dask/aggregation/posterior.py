@@ -29,6 +29,13 @@ __all__ = ["InvVarWeightedMean"]
 
 Array = npt.NDArray[Any]
 Leading = tuple[int, ...]
+#: The reciprocal of a float64 is finite above this, and infinite from here down to 0.
+TOO_SMALL = 2.0**-1024
+
+
+def _invertible(values: Array) -> Array:
+    """Where values are positive, finite, and have finite reciprocals as float64."""
+    return (values > TOO_SMALL) & (values < np.inf)
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,9 @@ class InvVarWeightedMean(Aggregation):
     -----
     The operator returns a tuple ``(mu, var)`` or a dict with these keys, both of shape
     (*leading, *patch).  The window multiplies the precision.  A NaN, or a variance that is not a
-    positive finite number, is missing data: left out, and counted.  Arrays: ``mu`` and ``var``.
+    positive finite number with a finite reciprocal (more than 2**-1024, 5.6e-309), is missing data:
+    left out, and counted.  So is a cell whose precisions add up to what has no such reciprocal:
+    there is neither ``mu`` nor ``var`` then.  Arrays: ``mu`` and ``var``.
     """
 
     weighted: ClassVar[bool] = True
@@ -59,9 +68,9 @@ class InvVarWeightedMean(Aggregation):
         return leading[1:]
 
     def valid(self, values: Array, missing: float | int | None, leading: Leading) -> Any:
-        """Both known, and the variance a positive finite number."""
+        """Both known, and the variance one that can be divided by."""
         each = valid_cells(values, missing)
-        usable = (values[1] > 0) & np.isfinite(values[1])
+        usable = _invertible(values[1])
         if each is None:
             return None if usable.all() else usable
         return usable & each.all(axis=0)
@@ -88,13 +97,17 @@ class InvVarWeightedMean(Aggregation):
     def finalize(self, state: State) -> dict[str, Array]:
         """Posterior mean and variance."""
         total, precision = state["sums"]
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             return {"mu": total / precision, "var": 1.0 / precision}
 
     def answered(self, state: State) -> dict[str, Any]:
-        """Cells with at least one usable estimate."""
+        """Cells with at least one usable estimate, and a sum of precisions that is one, too."""
+        known = _invertible(state["sums"][1])
         voted = state.coverage.answered()
-        return {"mu": voted, "var": voted}
+        if voted is not None:
+            known &= voted
+        found = None if known.all() else known
+        return {"mu": found, "var": found}
 
     def part_dims(self, dims: tuple[str, ...]) -> tuple[str, ...]:
         """Those of one of the inputs."""

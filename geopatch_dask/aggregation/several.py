@@ -285,7 +285,7 @@ class _Running:
         state = self.state
         if state is None:
             riding = tuple(self.grid.domain.size(dim) for dim in self.grid.riding)
-            state = self.start(riding)
+            state = self.start(self.member.unseen(riding))
         parts = self.member.parts(state.leading, self.dtype)
         dtypes = part_dtypes(parts, self.output)
         fills = part_fills(dtypes, self.output)

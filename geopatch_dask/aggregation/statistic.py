@@ -43,7 +43,7 @@ from geopatch_dask.patch.config import Configurable
 from geopatch_dask.patch.grid import PatchGrid
 from geopatch_dask.patch.patcher import Readable
 
-__all__ = ["Statistic", "StatisticState", "merge_tree"]
+__all__ = ["Statistic", "StatisticState", "joined", "merge_tree"]
 
 StatisticState = dict[str, npt.NDArray[Any]]
 
@@ -70,9 +70,22 @@ class Statistic(Configurable):
             A number for each place, unique in the field: the same wherever the place is computed.
         """
 
-    @abstractmethod
     def merge(self, left: StatisticState, right: StatisticState) -> StatisticState:
-        """Combine two states; may reuse ``left``."""
+        """Combine two states; may reuse ``left``, and leaves ``right`` as it is.
+
+        What it gives must not depend on how values were split over states, nor on their order
+        (beyond the rounding of sums): :func:`geopatch_dask.testing.assert_statistic` tells.
+
+        Raises
+        ------
+        OptionError
+            Unless it is defined.  A statistic without it can only summarise single blocks, see
+            :func:`geopatch_dask.per_block`.
+        """
+        raise OptionError(
+            f"{type(self).__name__} does not merge: a first pass combines the states of many "
+            "blocks; define merge(self, left, right)"
+        )
 
     @abstractmethod
     def finalize(self, state: StatisticState) -> Mapping[str, Any]:
@@ -90,7 +103,7 @@ class Statistic(Configurable):
         Raises
         ------
         OptionError
-            When ``over`` is unknown, or needs an operator.
+            When ``over`` is unknown, or needs an operator; when the statistic does not merge.
         """
         from geopatch_dask.aggregation.passes import (  # passes builds on this module
             FieldPass,
@@ -107,7 +120,30 @@ class Statistic(Configurable):
             source = OutputPass(field, grid, lambda patches: [call(p.data) for p in patches])
         elif over != "field":
             raise OptionError(f"over {over!r} is neither 'field' nor 'output'")
-        return dict(self.finalize(reduce_leaves(source, self, 0, source.leaves)))
+        state = reduce_leaves(source, self, 0, source.leaves)
+        if source.leaves < 2:  # nothing was merged: a plan would refuse what cannot be
+            joined(self, {name: array.copy() for name, array in state.items()}, state)
+        return dict(self.finalize(state))
+
+
+def joined(statistic: Statistic, left: StatisticState, right: StatisticState) -> StatisticState:
+    """Merge two states, and check that a state comes out.
+
+    Raises
+    ------
+    OptionError
+        When the statistic does not merge, or returns something else.
+    """
+    names = set(right)
+    found: Any = statistic.merge(left, right)
+    named = isinstance(found, dict) and set(found) == names
+    if named and all(isinstance(array, np.ndarray) for array in found.values()):
+        return dict(found)
+    told = f"a dict with {', '.join(map(str, found))}" if isinstance(found, dict) else repr(found)
+    raise OptionError(
+        f"{type(statistic).__name__}.merge returned {told:.80}; it must return a state, a dict of "
+        f"arrays with {', '.join(sorted(names))}"
+    )
 
 
 def merge_tree(statistic: Statistic, states: Sequence[StatisticState]) -> StatisticState:
@@ -123,5 +159,5 @@ def merge_tree(statistic: Statistic, states: Sequence[StatisticState]) -> Statis
     level = list(states)
     while len(level) > 1:
         pairs = [level[i : i + 2] for i in range(0, len(level), 2)]
-        level = [statistic.merge(*pair) if len(pair) == 2 else pair[0] for pair in pairs]
+        level = [joined(statistic, *pair) if len(pair) == 2 else pair[0] for pair in pairs]
     return level[0]

@@ -21,6 +21,10 @@ __all__ = ["HardVote", "SoftVote"]
 
 Array = npt.NDArray[Any]
 Leading = tuple[int, ...]
+#: Bytes per cell that :func:`_results` needs beyond what it returns: a sum, and one comparison.
+FINALIZING = 9
+#: Labels beyond it are mistakes, and no reason for more classes: a state counts each class.
+MOST_CLASSES = 1 << 16
 
 
 def _parts(leading: Leading, k: int) -> dict[str, Part]:
@@ -32,11 +36,21 @@ def _parts(leading: Leading, k: int) -> dict[str, Part]:
 
 
 def _results(score: Array, votes: Array) -> dict[str, Array]:
-    """Winner, share and count from scores with the class axis first."""
-    winner = score.argmax(axis=0)  # the first of equals
-    best = np.take_along_axis(score, winner[None], axis=0)[0]
-    share = best / np.maximum(score.sum(axis=0), np.finfo(np.float64).tiny)
-    return {"": winner, "share": share, "votes": np.broadcast_to(votes, winner.shape)}
+    """Winner, share and count from scores with the class axis first.
+
+    Class by class, in this order: no copy of the scores is made, however many classes there are,
+    and the sum over classes does not depend on the shape of what is summed together.
+    """
+    best, total = score[0].astype(np.float64), score[0].astype(np.float64)
+    winner = np.zeros(best.shape, np.int64)
+    for label in range(1, len(score)):
+        better = score[label] > best  # the first of equals stays
+        np.copyto(winner, label, where=better)
+        np.copyto(best, score[label], where=better)
+        total += score[label]
+    with np.errstate(invalid="ignore"):  # infinity over infinity is NaN: no share
+        np.divide(best, np.maximum(total, np.finfo(np.float64).tiny, out=total), out=best)
+    return {"": winner, "share": best, "votes": np.broadcast_to(votes, winner.shape)}
 
 
 @dataclass(frozen=True)
@@ -69,21 +83,28 @@ class HardVote(Aggregation):
         labels = patch.filled(0)
         low, high = labels.min(initial=0), labels.max(initial=0)
         if low < 0 or high >= self.k:
-            wrong = low if low < 0 else high
-            raise OperatorError(
-                f"HardVote({self.k}) got class {wrong:g}; labels are 0 .. {self.k - 1}: give "
-                f"HardVote at least {int(high) + 1} classes, or mark 'no vote' with NaN or missing="
-            )
+            raise OperatorError(self._told(low, high))
         whole = labels.astype(np.int64, copy=False)
         if labels.dtype.kind == "f" and (whole != labels).any():
             raise OperatorError("HardVote got labels that are no whole numbers; use SoftVote")
-        for label in range(int(high) + 1):
+        for label in np.flatnonzero(np.bincount(whole.reshape(-1))).tolist():
             hit = whole == label
             state["votes"][label][patch.where] += hit if patch.valid is None else hit & patch.valid
 
+    def _told(self, low: Any, high: Any) -> str:
+        """What is wrong with labels from ``low`` to ``high``, and what helps."""
+        wrong = low if low < 0 else high
+        more = ""
+        if self.k <= high < MOST_CLASSES:  # not for infinity, and what no network has
+            more = f"give HardVote at least {int(high) + 1} classes, or "
+        return (
+            f"HardVote({self.k}) got class {wrong:g}; labels are 0 .. {self.k - 1}: {more}"
+            "mark 'no vote' with NaN or missing="
+        )
+
     def finalizing_bytes(self, dtype: np.dtype[Any]) -> int:
-        """The votes as float64."""
-        return 8 * self.k
+        """A sum and a comparison per cell, however many classes."""
+        return FINALIZING
 
     def merge(self, left: State, right: State) -> State:
         """Add the counts."""
@@ -94,7 +115,7 @@ class HardVote(Aggregation):
     def finalize(self, state: State) -> dict[str, Array]:
         """Winner, share, votes."""
         votes = state["votes"]
-        return _results(votes.astype(np.float64), votes.sum(axis=0))
+        return _results(votes, state.coverage.counts())
 
     def answered(self, state: State) -> dict[str, BoolArray | None]:
         """Votes are an answer wherever a patch reaches; winner and share need one vote."""
@@ -146,6 +167,12 @@ class SoftVote(Aggregation):
         """One sum per class: the class axis is one of the leading axes."""
         return {"score": (np.float64, 0.0)}
 
+    def unseen(self, riding: Leading) -> Leading:
+        """The classes, and the riding axes of the field."""
+        position = self.axis + len(riding) + 1 if self.axis < 0 else self.axis
+        position = min(max(position, 0), len(riding))
+        return (*riding[:position], self.k, *riding[position:])
+
     def counted(self, leading: Leading) -> Leading:
         """Votes are counted per cell, not per class."""
         position = self._position(leading)
@@ -165,6 +192,10 @@ class SoftVote(Aggregation):
             gone = np.expand_dims(~patch.valid, self._position(state.leading))
             np.copyto(values, 0.0, where=gone)
         state["score"][patch.where] += values
+
+    def finalizing_bytes(self, dtype: np.dtype[Any]) -> int:
+        """As for hard votes, where each class is a leading entry."""
+        return -(-FINALIZING // self.k)
 
     def merge(self, left: State, right: State) -> State:
         """Add the sums."""

@@ -216,6 +216,11 @@ class Patcher:
         Returns
         -------
         dict of str to number or ndarray
+
+        Raises
+        ------
+        OptionError
+            When ``over`` is unknown, or the statistic does not merge, as for a plan.
         """
         return statistic.collect(field, self.grid(field.domain), over, operator)
 
