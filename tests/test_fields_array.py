@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from geopatch_dask.credentials import holds_secret, redact
 from geopatch_dask.errors import OptionError
 from geopatch_dask.fields import ArrayField, as_field, field_from_config
 from geopatch_dask.fields.base import Field, promoted
 from geopatch_dask.fields.georef import affine6, crs_wkt, grid_difference, labels_transform, spacing
 from geopatch_dask.fields.handles import Handles
-from geopatch_dask.fields.source import holds_secret, local_path, normal_uri, redact, sha256_slabs
+from geopatch_dask.fields.source import local_path, normal_uri, sha256_slabs
 from geopatch_dask.patch.boxes import Box
 from geopatch_dask.patch.domain import Coordinate, GridDomain, RasterDomain
 

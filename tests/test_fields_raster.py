@@ -316,6 +316,22 @@ def test_a_mask_of_another_shape_is_refused(rgb):
         _ = RasterField(rgb, mask=ArrayField(np.ones((60, 71)))).may_miss
 
 
+def test_a_mask_of_several_bands_is_told_how_to_choose_one(tmp_path, rgb):
+    path = write(tmp_path / "m.tif", np.ones((5, 60, 70), "uint8"), photometric="minisblack")
+    for bands, has in ((None, 3), (1, 1)):
+        with pytest.raises(OptionError, match=rf"has 5 bands, .* has {has}: ") as caught:
+            _ = RasterField(rgb, bands=bands, mask=path).may_miss
+        assert "bands=1" in str(caught.value)
+        assert "resample" not in str(caught.value)
+    assert RasterField(rgb, mask=RasterField(path, bands=1)).may_miss
+    assert RasterField(rgb, mask=RasterField(path, bands=[1, 2, 4])).may_miss  # one for each
+    # On another grid, too: then the grid is what has to be mended first.
+    with pytest.raises(OptionError, match="resample it first"):
+        _ = RasterField(rgb, mask=ArrayField(np.ones((4, 30, 35)))).may_miss
+    with pytest.raises(OptionError, match="has 5 entries of 't', "):
+        _ = RasterField(rgb, mask=ArrayField(np.ones((5, 60, 70)), dims=("t", "y", "x"))).may_miss
+
+
 def test_mask_with_masked_false_makes_no_sense(rgb):
     with pytest.raises(OptionError, match="choose one"):
         RasterField(rgb, mask=rgb, masked=False)

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from geopatch_dask.credentials import redact
 from geopatch_dask.errors import OptionError
 from geopatch_dask.fields.array import ArrayField
 from geopatch_dask.fields.base import Field, field_from_config, promoted
 from geopatch_dask.fields.header import GDAL_CACHE
 from geopatch_dask.fields.raster import RasterField
-from geopatch_dask.fields.source import normal_uri, redact
+from geopatch_dask.fields.source import normal_uri
 from geopatch_dask.fields.stores import is_zarr
 from geopatch_dask.fields.xarray import XarrayField, in_xarray
 

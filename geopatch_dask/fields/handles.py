@@ -16,11 +16,12 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Any, Generic, TypeVar
 
-__all__ = ["OPEN_PER_THREAD", "Handles"]
+__all__ = ["OPEN_PER_THREAD", "Handles", "forget_handles"]
 
 #: Datasets kept open by each thread.  A super-tile reads one field and perhaps its mask; a mosaic
 #: a handful of scenes.  An open GeoTIFF costs one file descriptor and its tile index (16 bytes per
@@ -32,6 +33,9 @@ T = TypeVar("T")
 #: Handles inherited through a fork.  Closing them here could deadlock on a lock that some thread
 #: of the parent held, so they are kept, unused, until the process ends.
 _inherited: list[Any] = []
+
+
+_caches: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
 class _PerThread(threading.local):
@@ -55,6 +59,7 @@ class Handles(Generic[T]):
         self._close = close
         self._size = size
         self._threads = _PerThread()
+        _caches.add(self)
         atexit.register(self.clear)
 
     def __len__(self) -> int:
@@ -104,3 +109,12 @@ class Handles(Generic[T]):
             _inherited.append(threads.open)
             threads.pid, threads.open = os.getpid(), OrderedDict()
         return threads.open
+
+
+def forget_handles() -> None:
+    """Close whatever the calling thread has open, so that the next use opens it anew.
+
+    For a retry: a connection, or the directory of a file, may have gone bad in between.
+    """
+    for cache in list(_caches):
+        cache.clear()

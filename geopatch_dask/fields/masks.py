@@ -7,6 +7,7 @@ place.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -71,10 +72,33 @@ class Mask:
         """
         difference = grid_difference(domain, self.field.domain)
         if difference:
+            self._check_leading(domain, label)
             raise OptionError(
                 f"mask {self.field.label} is not on the grid of {label}: {difference}; "
                 "resample it first (rasterio.warp.reproject, or reproject_match of rioxarray)"
             )
+
+    def _check_leading(self, domain: GridDomain, label: str) -> None:
+        """Refuse a mask whose cells may fit, but that has another number of bands (times, ...).
+
+        Raises
+        ------
+        OptionError
+            With the number, and how to choose one of them.
+        """
+        ours, theirs = domain.shape, self.field.domain.shape
+        n = len(theirs) - 2
+        if n < 1 or ours[-2:] != theirs[-2:] or ours[:-2][-n:] == theirs[:-2]:
+            return
+        axes = list(zip(self.field.domain.dims, theirs, strict=True))[:n]
+        many = " x ".join(f"{size} {_plural(dim)}" for dim, size in axes)
+        has = math.prod(ours[:-2])
+        raise OptionError(
+            f"mask {self.field.label} has {many}, {label} has {has}: a mask is one layer for all "
+            "of them, or one for each; choose a band, "
+            'as in mask=gp.RasterField("mask.tif", bands=1), or in a job file '
+            'mask = { path = "mask.tif", bands = 1 }'
+        )
 
     def apply(self, values: npt.NDArray[Any], box: Box) -> None:
         """Blank the missing cells of ``values``, the cells of ``box``, in place."""
@@ -92,6 +116,10 @@ class Mask:
     def get_config(self) -> dict[str, Any]:
         """The configuration that :meth:`of` takes."""
         return {"kind": self.field.kind, **self.field.get_config()}
+
+
+def _plural(dim: str) -> str:
+    return "bands" if dim == "band" else f"entries of {dim!r}"
 
 
 def blank(values: npt.NDArray[Any], missing: npt.NDArray[np.bool_]) -> None:

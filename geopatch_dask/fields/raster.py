@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import operator
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -18,21 +19,21 @@ import numpy.typing as npt
 import rasterio
 from rasterio.env import get_gdal_config, set_gdal_config
 
-from geopatch_dask.errors import OptionError
+from geopatch_dask.credentials import ENVIRONMENT, holds_secret, plain_options
+from geopatch_dask.errors import FieldError, GeopatchError, OptionError
 from geopatch_dask.fields.base import Field, check_box, promoted
 from geopatch_dask.fields.georef import crs_wkt
 from geopatch_dask.fields.handles import Handles
 from geopatch_dask.fields.header import GDAL_CACHE, Header, describe
 from geopatch_dask.fields.masks import Mask
+from geopatch_dask.fields.remote import filesystem, gdal, reader_options
 from geopatch_dask.fields.source import (
-    ENVIRONMENT,
     birth,
     failure,
     file_set_digest,
-    holds_secret,
+    is_remote,
     local_path,
     normal_uri,
-    plain_options,
     short,
     stamp,
     stat_identity,
@@ -40,6 +41,7 @@ from geopatch_dask.fields.source import (
 )
 from geopatch_dask.patch.boxes import Box
 from geopatch_dask.patch.domain import Coordinate, RasterDomain
+from geopatch_dask.retries import call
 
 __all__ = ["GDAL_CACHE", "RasterField"]
 
@@ -63,13 +65,20 @@ class RasterField(Field):
     options : mapping, optional
         Keyword arguments of :func:`rasterio.open`, e.g. ``{"OVERVIEW_LEVEL": 0}``.  Scale and
         offset of a band are never applied.
+    storage_options : mapping, optional
+        Where a URL's server is and who asks, as fsspec takes them; credentials only as
+        ``"env:NAME"``, read where the file is read.  With GDAL for ``s3://`` only.
+    reader : "gdal" or "fsspec"
+        What moves the bytes: GDAL's own ``/vsis3/`` and kin, which is faster, or any filesystem of
+        fsspec.
 
     Raises
     ------
     OptionError
         For arguments that make no sense whatever the file holds.
     FieldError
-        On first use: no such file, no such band, not a raster.
+        On first use: no such file, no such band, not a raster.  Its ``transient`` says whether a
+        remote source was merely away, for longer than a few repetitions could bridge.
 
     Notes
     -----
@@ -86,6 +95,8 @@ class RasterField(Field):
         mask: Any = None,
         masked: bool = True,
         options: Mapping[str, Any] | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        reader: str = "gdal",
     ) -> None:
         if mask is not None and not masked:
             raise OptionError("masked=False returns stored values, mask= blanks some; choose one")
@@ -95,6 +106,8 @@ class RasterField(Field):
         self._masked = bool(masked)
         self._mask = Mask.of(mask)
         self._options = plain_options(options)
+        self._storage = reader_options(self._uri, reader, storage_options)
+        self._reader = reader
 
     def __getstate__(self) -> dict[str, Any]:
         # what was read from the file is read again where the field arrives
@@ -130,7 +143,7 @@ class RasterField(Field):
         return self._place(self._facts)
 
     def _place(self, facts: Header) -> RasterDomain:
-        crs = crs_wkt(self._open().dataset.crs)
+        crs = crs_wkt(call(self._open).dataset.crs)
         if facts.flat:
             return RasterDomain(("y", "x"), facts.size, crs=crs, transform=facts.transform)
         attrs: dict[str, Any] = {"long_name": "band number"}
@@ -145,7 +158,14 @@ class RasterField(Field):
         values = np.empty(box.shape, self.dtype)
         if not box:
             return values
-        opened = self._open()
+        call(lambda: self._fill(box, values))
+        if self._mask is not None:
+            self._mask.apply(values, box)
+        return values
+
+    def _fill(self, box: Box, values: npt.NDArray[Any]) -> None:
+        """Read the cells of a box into ``values``, once."""
+        opened, facts = self._open(), self._facts
         if opened.facts != facts:
             raise failure(
                 self._uri,
@@ -153,27 +173,28 @@ class RasterField(Field):
                 "make the field (and the plan) again",
             )
         try:
-            facts.read(opened.dataset, box, values)
+            with self._configured():
+                facts.read(opened.dataset, box, values)
         except MemoryError:
             raise
         except Exception as error:  # GDAL's own errors are not all RasterioErrors
             _DATASETS.drop(self._key)  # so that a retry starts from the file
-            raise failure(
-                self._uri,
+            raise self._failure(
                 f"cells {box.start} to {box.stop} cannot be read",
                 "the file is incomplete or damaged, or its server failed; copy it again, or retry",
                 error,
             ) from traceable(error, self._uri)
-        if self._mask is not None:
-            self._mask.apply(values, box)
-        return values
 
     def identity(self) -> dict[str, Any]:
         """URI, size, time (or ETag), bands, options, nodata, mask; side files by their digest."""
         facts = self._facts
-        found = {"kind": self.kind, **stat_identity(self._uri), "bands": list(facts.bands)}
-        side = file_set_digest(self._uri, self._open().dataset.files)
+        found = {"kind": self.kind, **stat_identity(self._uri, self._storage)}
+        side = None
+        if self._reader == "gdal":  # fsspec opens one file, under a name of the moment
+            with self._configured():
+                side = file_set_digest(self._uri, call(self._open).dataset.files)
         return found | {
+            "bands": list(facts.bands),
             "flat": facts.flat,
             "masked": self._masked,
             "nodata": list(facts.nodata),
@@ -201,6 +222,8 @@ class RasterField(Field):
             "mask": None if self._mask is None else self._mask.get_config(),
             "masked": self._masked,
             "options": self._options,
+            "storage_options": self._storage,
+            "reader": self._reader,
         }
 
     @property
@@ -211,11 +234,13 @@ class RasterField(Field):
             self._bands,
             self._masked,
             repr(sorted(self._options.items())),
+            repr(self._storage),
+            self._reader,
         )
 
     @cached_property
     def _facts(self) -> Header:
-        facts = self._open().facts
+        facts = call(self._open).facts
         if self._mask is not None:
             self._mask.check(self._place(facts), self.label)
         return facts
@@ -231,21 +256,47 @@ class RasterField(Field):
         if path is not None and path.is_dir() and (path / "zarr.json").exists():
             raise failure(self._uri, "is a Zarr store", "open it with XarrayField")
         try:
-            dataset = rasterio.open(self._uri, sharing=False, **self._options)
+            with self._configured():
+                dataset = self._dataset()
+        except GeopatchError:
+            raise
         except Exception as error:  # GDAL's own errors are not all RasterioErrors
-            raise failure(
-                self._uri,
-                "cannot be opened as a raster",
-                "check the path, the format and the rights",
-                error,
+            raise self._failure(
+                "cannot be opened as a raster", "check the path, the format and the rights", error
             ) from traceable(error, self._uri)
         try:
-            with rasterio.Env():  # GDAL's remarks go to the logger of rasterio, not to stderr
+            with self._configured():
                 facts = describe(dataset, self._uri, self._bands, self._masked)
             return _Opened(dataset, facts)
         except BaseException:
             dataset.close()
             raise
+
+    def _dataset(self) -> Any:
+        if self._reader == "gdal":
+            return rasterio.open(self._uri, sharing=False, **self._options)
+        fs, name = filesystem(self._uri, self._storage, windows=True)
+        fs.info(name)  # says what is wrong; GDAL would only say that it is no raster
+        return rasterio.open(name, sharing=False, opener=fs, **self._options)
+
+    def _configured(self) -> AbstractContextManager[None]:
+        """What GDAL has to know; its remarks go to the logger of rasterio, not to stderr."""
+        if is_remote(self._uri) and self._reader == "gdal":
+            return gdal(self._uri, self._storage)
+        env: AbstractContextManager[None] = rasterio.Env()
+        return env
+
+    def _failure(self, what: str, remedy: str, error: Exception) -> FieldError:
+        """A failure of opening or reading.
+
+        GDAL often says no more than that a block has too few bytes, or that a file begins like no
+        raster.  Of a file on a disk that is damage; over a network it is as likely an answer that
+        was cut short.
+        """
+        made = failure(self._uri, what, remedy, error)
+        if made.kind == "failed" and is_remote(self._uri):
+            made.transient = True
+        return made
 
 
 #: What :class:`RasterField` keeps in its instance and does not pickle.
@@ -259,7 +310,8 @@ class _Opened:
 
 
 def _close(opened: _Opened) -> None:
-    with contextlib.suppress(rasterio.errors.RasterioError):
+    # A file of fsspec may not close once its event loop has gone; nothing was written to it.
+    with contextlib.suppress(Exception), rasterio.Env():
         opened.dataset.close()
 
 

@@ -14,7 +14,6 @@ opens, but is refused as configuration, because configuration is written beside 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import re
@@ -24,22 +23,22 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-import fsspec
 import numpy as np
 import numpy.typing as npt
 
+from geopatch_dask.credentials import holds_secret, query_of, redact, scrub, signs
 from geopatch_dask.errors import FieldError, OptionError
+from geopatch_dask.failures import is_transient, judged
+from geopatch_dask.fields.remote import filesystem, vsi_name
+from geopatch_dask.retries import call
 
 __all__ = [
-    "ENVIRONMENT",
     "birth",
     "failure",
     "file_set_digest",
-    "holds_secret",
+    "is_remote",
     "local_path",
     "normal_uri",
-    "plain_options",
-    "redact",
     "sha256_slabs",
     "short",
     "shown",
@@ -47,9 +46,6 @@ __all__ = [
     "stat_identity",
     "traceable",
 ]
-
-#: Where a message sends people who put a credential somewhere else.
-ENVIRONMENT = "the environment of the workers (AWS_ACCESS_KEY_ID, GDAL_HTTP_USERPWD, ...)"
 
 #: Longest text of another library that a message of ours repeats, characters.
 _QUOTED = 240
@@ -61,22 +57,6 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9_+.-]+:")
 _CONTAINED = re.compile(
     r"(?:/vsi(?:zip|tar|gzip|7z|rar)/|(?:zip|tar|gzip)://|[A-Za-z][A-Za-z0-9_]+:)\"?\{?(/[^!\":]*)"
 )
-_USERINFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/\s'\"]*@")
-_QUERY = re.compile(r"((?:://|/vsi[a-z0-9_]+)[^\s?'\"]*)\?[^\s'\"]*")
-_SECRET_NAME = (
-    r"[\w-]*(?:passw(?:or)?d|pwd|secret|token|signature|credential|access_?key|account_?key"
-    r"|api_?key|private_?key|authorization|cookie)[\w-]*"
-)
-_ASSIGNED = re.compile(rf"\b({_SECRET_NAME})=[^\s&'\";,]+", re.IGNORECASE)
-_SECRET_OPTION = re.compile(rf"^(?:{_SECRET_NAME}|key|auth|sas)$", re.IGNORECASE)
-#: Query parameters that sign a URL: they change from hour to hour and are not for other eyes.
-_SIGNING = re.compile(
-    rf"^(?:{_SECRET_NAME}|x-(?:amz|goog|oss)-.*|key|sig|s[epvrtk]|spr|sk\w+|sdd|expires|policy"
-    r"|key-pair-id|awsaccesskeyid|googleaccessid)$",
-    re.IGNORECASE,
-)
-#: Values of such options that are no secret ("token": "anon" is how gcsfs says "nobody").
-_PUBLIC = ("anon", "anonymous", "cloud", "google_default", "")
 
 
 def normal_uri(path: Any) -> str:
@@ -126,14 +106,13 @@ def local_path(uri: str) -> Path | None:
     return next((p for p in (found, *found.parents) if p.is_file()), None)
 
 
-def redact(text: str) -> str:
-    """``text`` without user names, passwords, query strings or ``secret=...`` assignments.
+def is_remote(uri: str) -> bool:
+    """Whether a source is behind a network.
 
-    >>> redact("cannot open 'https://me:pw@host/a.tif?sig=1': 403")
-    "cannot open 'https://host/a.tif': 403"
+    >>> [is_remote(u) for u in ("s3://b/a.tif", "/vsicurl/http://h/a.tif", "/data/a.tif")]
+    [True, True, False]
     """
-    text = _QUERY.sub(r"\1", _USERINFO.sub(r"\1", text))
-    return _ASSIGNED.sub(r"\1=***", text)
+    return ("://" in uri or uri.startswith("/vsi")) and local_path(uri) is None
 
 
 def shown(uri: str) -> str:
@@ -149,42 +128,6 @@ def short(uri: str) -> str:
     """
     text = shown(uri)
     return PurePosixPath(text.rstrip("/")).name or text
-
-
-def holds_secret(uri: str) -> bool:
-    """Whether a URI carries a user name, a password or a signature.
-
-    >>> holds_secret("https://host/a.tif?sig=1"), holds_secret("https://host/wms?layer=1")
-    (True, False)
-    """
-    signed = any(_SIGNING.match(name) for name, _ in parse_qsl(_query(uri)))
-    return bool(_USERINFO.search(uri) or _ASSIGNED.search(uri) or signed)
-
-
-def _query(uri: str) -> str:
-    return uri.partition("?")[2] if "://" in uri or uri.startswith("/vsi") else ""
-
-
-def plain_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Reader options as a plain dict; refuses credentials at any depth.
-
-    Raises
-    ------
-    OptionError
-        Naming the option that looks like a credential, and where it belongs.
-    """
-    for name, value in _walk(options or {}):
-        if _SECRET_OPTION.match(name) and value is not None and str(value) not in _PUBLIC:
-            raise OptionError(f"option {name!r} looks like a credential; put it in {ENVIRONMENT}")
-    return dict(options or {})
-
-
-def _walk(options: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
-    for name, value in options.items():
-        if isinstance(value, Mapping):
-            yield from _walk(value)
-        else:
-            yield str(name), value
 
 
 def failure(uri: str, what: str, remedy: str, error: BaseException | None = None) -> FieldError:
@@ -203,9 +146,13 @@ def failure(uri: str, what: str, remedy: str, error: BaseException | None = None
         root: BaseException = error
         while root.__cause__ is not None:
             root = root.__cause__
-        text = " ".join(redact(str(root) or type(root).__name__).split())
+        text = " ".join(redact(scrub(str(root)) or type(root).__name__).split())
         cause = f" ({text if len(text) <= _QUOTED else text[:_QUOTED] + ' ...'})"
-    return FieldError(f"{shown(uri)}: {what}{cause}; {remedy}")
+    kind, transient = ("mistake", False) if error is None else judged(error)
+    tried = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
+    return FieldError(
+        f"{shown(uri)}: {what}{cause}{tried}; {remedy}", kind=kind, transient=transient
+    )
 
 
 def traceable(error: BaseException, uri: str) -> BaseException | None:
@@ -260,19 +207,30 @@ def _missing(uri: str, error: OSError) -> FieldError:
     return failure(uri, "cannot be looked at", "check its permissions", error)
 
 
-def stat_identity(uri: str) -> dict[str, Any]:
+def stat_identity(uri: str, options: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """URI, size and time (local) or ETag (remote, where the server tells) of one file.
 
     Parameters that sign a URL are left out; the others are represented by a digest, because they
     may choose the content.
+
+    Parameters
+    ----------
+    uri : str
+    options : mapping, optional
+        Storage options for fsspec.
+
+    Raises
+    ------
+    FieldError
+        When a local source is not there, or a remote one cannot be asked right now.
     """
     found: dict[str, Any] = {"uri": redact(uri)}  # an inline VRT identifies itself
-    kept = sorted(pair for pair in parse_qsl(_query(uri)) if not _SIGNING.match(pair[0]))
+    kept = sorted(pair for pair in parse_qsl(query_of(uri)) if not signs(pair[0]))
     if kept:
         found["query"] = hashlib.sha256(repr(kept).encode()).hexdigest()[:16]
     path = local_path(uri)
     if path is None:
-        return found | _remote(uri)
+        return found | _remote(uri, options)
     try:
         size, mtime_ns, _ = _stat(path)
     except OSError as error:
@@ -280,22 +238,29 @@ def stat_identity(uri: str) -> dict[str, Any]:
     return found | {"size": size, "mtime_ns": mtime_ns}
 
 
-def _remote(uri: str) -> dict[str, Any]:
-    """Size and ETag by fsspec, under the environment variables that GDAL reads too."""
-    target = re.sub(r"^/vsicurl/", "", re.sub(r"^/vsi(s3|gs)/", r"\1://", uri))
-    options: dict[str, Any] = {}
-    if target.startswith("s3://"):
-        options["anon"] = os.environ.get("AWS_NO_SIGN_REQUEST", "").upper() in ("YES", "TRUE", "1")
-        if host := os.environ.get("AWS_S3_ENDPOINT"):
-            scheme = "http" if os.environ.get("AWS_HTTPS", "YES").upper() == "NO" else "https"
-            options["endpoint_url"] = host if "://" in host else f"{scheme}://{host}"
-    # a store that fsspec cannot ask (GDAL may still read it) is identified by its URI alone
-    with contextlib.suppress(Exception):
-        filesystem, name = fsspec.url_to_fs(target, **options)
-        info = {key.lower().replace("-", ""): value for key, value in filesystem.info(name).items()}
-        kept = {key: info.get(key) for key in ("size", "etag", "lastmodified")}
-        return {key: _text(value) for key, value in kept.items() if value is not None}
-    return {}
+def _remote(uri: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Size and ETag by fsspec, under the environment variables that GDAL reads too.
+
+    Raises
+    ------
+    FieldError
+        When the server is away: without its answer, the same source would look like another one.
+    """
+
+    def ask() -> dict[str, Any]:
+        fs, name = filesystem(uri, options)
+        found: dict[str, Any] = fs.info(name)
+        return found
+
+    try:
+        answer = call(ask)
+    except Exception as error:
+        if is_transient(error):
+            raise failure(uri, "cannot be asked for its size", "retry", error) from None
+        return {}  # GDAL may still read it; it is identified by its URI alone
+    info = {key.lower().replace("-", ""): value for key, value in answer.items()}
+    kept = {key: info.get(key) for key in ("size", "etag", "lastmodified")}
+    return {key: _text(value) for key, value in kept.items() if value is not None}
 
 
 def _text(value: Any) -> Any:
@@ -332,7 +297,7 @@ def file_set_digest(uri: str, files: Iterable[str]) -> str | None:
     """
     lines = []
     for name in sorted(files):
-        if name == uri or name.endswith((".ovr", ".aux.xml")):
+        if name in (uri, vsi_name(uri)) or name.endswith((".ovr", ".aux.xml")):
             continue
         found = stat_identity(name) if local_path(name) is not None else {"uri": redact(name)}
         lines.append(repr(sorted(found.items())))

@@ -8,10 +8,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import fsspec
-
-from geopatch_dask.errors import FieldError
-from geopatch_dask.fields.source import failure, local_path, redact, traceable
+from geopatch_dask.credentials import redact
+from geopatch_dask.errors import FieldError, OptionError
+from geopatch_dask.fields.remote import filesystem, fsspec_options
+from geopatch_dask.fields.source import failure, local_path, traceable
+from geopatch_dask.retries import call
 
 if TYPE_CHECKING:  # xarray brings pandas: half a second and 50 MB that rasters do without
     import xarray as xr
@@ -57,10 +58,12 @@ def open_store(uri: str, engine: str | None, **options: Any) -> xr.Dataset:
 
     options = {"chunks": None, "cache": False, **options}
     try:
+        if options.get("storage_options") or uri.startswith("s3://"):
+            options["storage_options"] = fsspec_options(uri, options.get("storage_options"))
         if is_zarr(uri, engine):
             return _open_zarr(uri, options)
         return xr.open_dataset(uri, engine=engine, **options)
-    except MemoryError:
+    except (MemoryError, OptionError):
         raise
     except Exception as error:  # every engine has its own
         raise _cannot_open(uri, engine, error) from traceable(error, uri)
@@ -117,21 +120,27 @@ def zarr_identity(uri: str, inside: str, storage_options: Any = None) -> dict[st
     inside : str
         Path of the array in the store.
     storage_options : mapping, optional
-        Of fsspec.
+        Of fsspec; credentials are names in it.
     """
     path = local_path(uri)
     if path is not None:
         return {"uri": uri, **_zarr_files(path / inside)}
-    digest = hashlib.sha256()
-    try:
-        filesystem, root = fsspec.url_to_fs(uri, **(storage_options or {}))
+
+    def digest() -> str:
+        found = hashlib.sha256()
+        fs, root = filesystem(uri, storage_options)
         for name in _DOCUMENTS:
             with contextlib.suppress(FileNotFoundError):
-                digest.update(filesystem.cat_file(f"{root.rstrip('/')}/{inside}/{name}"))
+                found.update(fs.cat_file(f"{root.rstrip('/')}/{inside}/{name}"))
+        return found.hexdigest()
+
+    try:
+        return {"uri": redact(uri), "metadata": call(digest)}
+    except OptionError:
+        raise
     except Exception as error:  # every filesystem has its own
         made = failure(uri, "its metadata cannot be read", "check access, or retry", error)
         raise made from traceable(error, uri)
-    return {"uri": redact(uri), "metadata": digest.hexdigest()}
 
 
 def _zarr_files(path: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from geopatch_dask.credentials import ENVIRONMENT, holds_secret, plain_options
 from geopatch_dask.errors import FieldError, OptionError
 from geopatch_dask.fields.base import Field, check_box, promoted
 from geopatch_dask.fields.cf import block_shape, candidates, domain_of, fill_values
@@ -25,12 +26,9 @@ from geopatch_dask.fields.georef import crs_wkt
 from geopatch_dask.fields.handles import Handles
 from geopatch_dask.fields.masks import Mask, blank, blank_nodata, check_numeric, nodata_of
 from geopatch_dask.fields.source import (
-    ENVIRONMENT,
     birth,
     failure,
-    holds_secret,
     normal_uri,
-    plain_options,
     sha256_slabs,
     short,
     shown,
@@ -41,6 +39,7 @@ from geopatch_dask.fields.source import (
 from geopatch_dask.fields.stores import is_zarr, open_store, zarr_identity
 from geopatch_dask.patch.boxes import Box
 from geopatch_dask.patch.domain import GridDomain
+from geopatch_dask.retries import call
 
 if TYPE_CHECKING:  # xarray brings pandas: half a second and 50 MB that rasters do without
     import xarray as xr
@@ -64,7 +63,8 @@ class XarrayField(Field):
     engine, group : str, optional
         As in :func:`xarray.open_dataset`; guessed where not given.
     options : mapping, optional
-        Further arguments of :func:`xarray.open_dataset`, as plain JSON.
+        Further arguments of :func:`xarray.open_dataset`, as plain JSON.  In ``storage_options``,
+        credentials only as ``"env:NAME"``, read where the store is read.
 
     Raises
     ------
@@ -149,7 +149,7 @@ class XarrayField(Field):
     @cached_property
     def domain(self) -> GridDomain:
         """Axes and labels of the variable; a raster where it has map axes and says where."""
-        array, mapping = self._open()
+        array, mapping = call(self._open)
         return domain_of(array, self._crs, mapping)
 
     def read(self, box: Box) -> npt.NDArray[Any]:
@@ -157,7 +157,7 @@ class XarrayField(Field):
         check_box(box, facts.shape)
         if not box:
             return np.empty(box.shape, self.dtype)
-        cut = self._cut(box)
+        cut = call(lambda: self._cut(box))
         # a view of the source's own memory must not be blanked, nor handed out
         owned = self._array is None and cut.flags.owndata and cut.flags.writeable
         values = np.array(cut, dtype=self.dtype, order="C", copy=None if owned else True)
@@ -246,16 +246,16 @@ class XarrayField(Field):
         return sha256_slabs(read, rows, array.nbytes // rows, self._facts.block[0])
 
     def _stored_identity(self) -> dict[str, Any]:
-        array, _ = self._open()
+        array, _ = call(self._open)
         found = {"variable": str(array.name), "group": self._group, "options": self._options}
         if not is_zarr(self._uri, self._engine):
-            return found | stat_identity(self._uri)
+            return found | stat_identity(self._uri, self._options.get("storage_options"))
         inside = "/".join(part.strip("/") for part in (self._group, str(array.name)) if part)
         return found | zarr_identity(self._uri, inside, self._options.get("storage_options"))
 
     @cached_property
     def _facts(self) -> _Facts:
-        array, mapping = self._open()
+        array, mapping = call(self._open)
         facts = _describe(array)
         if self._mask is not None:
             self._mask.check(domain_of(array, self._crs, mapping), self.label)
