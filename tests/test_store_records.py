@@ -188,6 +188,9 @@ class TestLedger:
         assert ledger.failed() == {"3": bad}
         assert ledger.done() == {}
         assert ledger.get("3") is None
+        assert ledger.is_given_up("3")
+        ledger.forget_failure("3")
+        assert not ledger.is_given_up("3")
         ledger.put(record())
         assert ledger.failed() == {}
         assert set(ledger.done()) == {"3"}

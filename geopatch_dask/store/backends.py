@@ -1,8 +1,8 @@
-"""Small objects on a local path, on any fsspec URL, or inside an open zarr store.
+"""Small objects on a local path, in a bucket, on any fsspec URL, or inside an open zarr store.
 
-Three classes with one shape.  They move bytes and raise whatever the library underneath raises;
-:class:`~geopatch_dask.store.location.Location` names the failure and adds the remedy.  Clients
-are built on first use in each process and kept there, so that none ever travels.
+Four classes with one shape.  They move bytes and raise whatever the library underneath raises;
+:class:`~geopatch_dask.store.location.Location` repeats what is worth repeating, names the failure
+and adds the remedy.
 
 Writing is all or nothing everywhere:
 
@@ -18,24 +18,26 @@ import contextlib
 import json
 import os
 import shutil
-import threading
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, Protocol
 
-import fsspec.core
 from zarr.abc.store import Store
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
-from zarr.storage import FsspecStore, LocalStore, MemoryStore, WrapperStore
+from zarr.storage import FsspecStore, LocalStore, MemoryStore, ObjectStore
 
-from geopatch_dask.store import secrets
+from geopatch_dask.failures import failure_kind
+from geopatch_dask.store import clients
+from geopatch_dask.store.clients import forget_clients
+from geopatch_dask.store.retry import innermost, patient
 
 __all__ = [
     "Backend",
     "FsspecBackend",
     "LocalBackend",
+    "ObstoreBackend",
     "StoreBackend",
     "forget_clients",
     "fsync",
@@ -44,6 +46,9 @@ __all__ = [
 
 #: How temporary files end, ours and those of zarr's LocalStore; a killed writer leaves them.
 PARTIAL = ".partial"
+#: How often a file is written whose folder vanishes meanwhile: runs that start in the same moment
+#: remove what an earlier one left beside the target.
+_ROUNDS = 10
 
 
 class Backend(Protocol):
@@ -76,21 +81,35 @@ class LocalBackend:
 
     Parameters
     ----------
-    root : Path
+    path : str
         Absolute; it need not exist.
     """
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    @property
+    def root(self) -> Path:
+        return Path(self.path)
 
     def read(self, name: str) -> bytes | None:
-        try:
-            return (self.root / name).read_bytes()
+        try:  # not by Path: a run that continues reads 100,000 of these
+            with open(f"{self.path}/{name}", "rb") as file:  # noqa: PTH123
+                return file.read()
         except FileNotFoundError:
             return None
 
     def write(self, name: str, data: bytes) -> None:
         path = self.root / name
+        for left in reversed(range(_ROUNDS)):
+            try:
+                return self._write(path, data)
+            # somebody has just removed the folder, or emptied it; mkdir may take both for the other
+            except (FileNotFoundError, FileExistsError):
+                if not left:
+                    raise
+
+    def _write(self, path: Path, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}{PARTIAL}")
         try:
@@ -113,10 +132,10 @@ class LocalBackend:
 
     def children(self, prefix: str) -> list[str]:
         try:
-            found = list((self.root / prefix).iterdir())
+            found = os.listdir(self.root / prefix)  # noqa: PTH208
         except FileNotFoundError:
             return []
-        return [path.name for path in found if not path.name.endswith(PARTIAL)]
+        return [name for name in found if not name.endswith(PARTIAL)]
 
     def clear(self, keep: str) -> None:
         try:
@@ -125,9 +144,11 @@ class LocalBackend:
             return
         for path in found:
             if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
+                while path.exists():  # others may be at it, too
+                    with contextlib.suppress(FileNotFoundError):
+                        shutil.rmtree(path)
             elif path.name != keep:
-                path.unlink()
+                path.unlink(missing_ok=True)
 
     def zarr_store(self, read_only: bool) -> Store:
         return LocalStore(self.root, read_only=read_only)
@@ -208,12 +229,88 @@ class FsspecBackend:
 
     def zarr_store(self, read_only: bool) -> Store:
         root = self._client()[1]
-        fs = _filesystem(_authority(self.url), self.options, asynchronous=True)
-        return FsspecStore(fs, read_only=read_only, path=root)
+        fs = clients.filesystem(self.url, self.options, asynchronous=True)
+        return patient(FsspecStore(fs, read_only=read_only, path=root))
 
     def _client(self) -> tuple[Any, str]:
-        fs = _filesystem(_authority(self.url), self.options, asynchronous=False)
+        fs = clients.filesystem(self.url, self.options, asynchronous=False)
         return fs, str(fs._strip_protocol(self.url))
+
+
+class ObstoreBackend:
+    """A folder of an S3 bucket, through obstore.
+
+    Parameters
+    ----------
+    url : str
+    options : mapping or None
+        Storage options in which credentials are still ``"env:NAME"``.
+    """
+
+    def __init__(self, url: str, options: dict[str, Any] | None) -> None:
+        self.url = url
+        self.options = json.dumps(options or {}, sort_keys=True)
+
+    def read(self, name: str) -> bytes | None:
+        import obstore
+
+        try:
+            return bytes(obstore.get(self._bucket, self._key(name)).bytes())
+        except FileNotFoundError as error:
+            if _no_bucket(error):
+                raise
+            return None
+
+    def write(self, name: str, data: bytes) -> None:
+        import obstore
+
+        obstore.put(self._bucket, self._key(name), data)
+
+    def delete(self, name: str) -> None:
+        import obstore
+
+        with contextlib.suppress(FileNotFoundError):
+            obstore.delete(self._bucket, self._key(name))
+
+    def exists(self, name: str) -> bool:
+        import obstore
+
+        try:
+            obstore.head(self._bucket, self._key(name))
+        except FileNotFoundError:  # an answer to HEAD has no text: it cannot tell of the bucket
+            return False
+        return True
+
+    def children(self, prefix: str) -> list[str]:
+        import obstore
+
+        folder = self._key(prefix)
+        found = obstore.list_with_delimiter(self._bucket, folder or None)
+        paths = [*found["common_prefixes"], *(item["path"] for item in found["objects"])]
+        # A folder marker is listed under the folder's own name.
+        names = {path.strip("/").rpartition("/")[2]: path.strip("/") for path in paths}
+        return [name for name, path in names.items() if path != folder]
+
+    def clear(self, keep: str) -> None:
+        import obstore
+
+        kept = self._key(keep) if keep else ""
+        bucket = clients.bucket(self.url, self.options, many=True)
+        for batch in obstore.list(bucket, f"{self._key('')}/"):
+            doomed = [item["path"] for item in batch if item["path"] != kept]
+            if doomed:
+                obstore.delete(bucket, doomed)
+
+    def zarr_store(self, read_only: bool) -> Store:
+        prefixed = clients.bucket(self.url, self.options, clients.root(self.url))
+        return patient(ObjectStore(prefixed, read_only=read_only))
+
+    @property
+    def _bucket(self) -> Any:
+        return clients.bucket(self.url, self.options)
+
+    def _key(self, name: str) -> str:
+        return _join(clients.root(self.url), name)
 
 
 class StoreBackend:
@@ -255,27 +352,13 @@ class StoreBackend:
 
     def zarr_store(self, read_only: bool) -> Store:
         if read_only and not self.store.read_only:
-            return self.store.with_read_only(True)
-        return self.store
-
-
-def forget_clients() -> None:
-    """Drop the clients of this process, so that the next use builds new ones.
-
-    For a retry after the network or the credentials changed.
-    """
-    with _lock:
-        for fs in _clients.values():
-            type(fs).clear_instance_cache()
-        _clients.clear()
+            return patient(self.store.with_read_only(True))
+        return patient(self.store)
 
 
 def in_memory(store: Store) -> bool:
     """Whether a store lives in this process only."""
-    inner = store
-    while isinstance(inner, WrapperStore):
-        inner = inner._store
-    return isinstance(inner, MemoryStore)
+    return isinstance(innermost(store), MemoryStore)
 
 
 def fsync(path: Path) -> None:
@@ -290,37 +373,13 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-# One client per process and service, however many locations there are on it.
-_clients: dict[tuple[int, str, str, bool], Any] = {}
-_lock = threading.Lock()
-
-
-def _filesystem(authority: str, options: str, *, asynchronous: bool) -> Any:
-    # The process id is part of the key: a client must not be used on the other side of a fork.
-    key = (os.getpid(), authority, options, asynchronous)
-    with _lock:
-        if key not in _clients:
-            resolved = secrets.resolved(json.loads(options))
-            if asynchronous:
-                _clients[key] = FsspecStore.from_url(authority, storage_options=resolved).fs
-            else:
-                _clients[key] = fsspec.core.url_to_fs(authority, **resolved)[0]
-        return _clients[key]
-
-
-def _authority(url: str) -> str:
-    scheme, _, rest = url.partition("://")
-    return f"{scheme}://{rest.partition('/')[0]}"
-
-
 def _join(prefix: str, name: str) -> str:
     return f"{prefix.rstrip('/')}/{name}" if prefix and name else prefix or name
 
 
-def _no_bucket(error: BaseException) -> bool:
+def _no_bucket(error: Exception) -> bool:
     """Whether "not found" is about the bucket: that is a mistake, not an absent object."""
-    response = getattr(error.__cause__ or error, "response", None)
-    return isinstance(response, dict) and response.get("Error", {}).get("Code") == "NoSuchBucket"
+    return failure_kind(error) == "mistake"
 
 
 async def _gathered(names: AsyncIterator[str]) -> list[str]:

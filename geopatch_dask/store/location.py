@@ -1,14 +1,19 @@
 """A place to write to, as configuration: local path, fsspec URL, or open zarr store.
 
 A :class:`Location` is small, immutable and picklable.  It holds no client, no handle and no
-credential; those are built on first use in each process (:mod:`geopatch_dask.store.backends`) from
-the environment of that process (:mod:`geopatch_dask.store.secrets`).
+credential; those are built on first use in each process (:mod:`geopatch_dask.store.clients`) from
+the environment of that process (:mod:`geopatch_dask.credentials`).
 
-Every failure is a :class:`~geopatch_dask.errors.TargetError` that tells three things apart:
+Every operation is repeated while it fails for a passing reason (:mod:`geopatch_dask.retries`).
+What remains is a :class:`~geopatch_dask.errors.TargetError` whose ``kind`` tells apart:
 
 * *absent* is not an error: :meth:`Location.read` returns None, :meth:`Location.delete` is content;
 * *forbidden*: the place answered, and said no;
 * *unreachable*: the place did not answer, so nothing is known about the object.
+
+To someone who may not list a bucket, S3 says "forbidden" of an object that does not exist.  A
+location with ``lists=False`` knows that this is so, and takes a forbidden object for an absent one;
+:func:`~geopatch_dask.store.preflight.preflight` finds out.
 
 ::
 
@@ -20,29 +25,36 @@ Every failure is a :class:`~geopatch_dask.errors.TargetError` that tells three t
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, TypeVar
 
 from zarr.abc.store import Store
 from zarr.storage import LocalStore
 
+from geopatch_dask import credentials
 from geopatch_dask.errors import GeopatchError, OptionError, TargetError
-from geopatch_dask.store import secrets
+from geopatch_dask.retries import call
 from geopatch_dask.store.backends import (
     Backend,
     FsspecBackend,
     LocalBackend,
+    ObstoreBackend,
     StoreBackend,
     in_memory,
 )
+from geopatch_dask.store.clients import CLIENTS, choose
+from geopatch_dask.store.explain import raise_target_error
+from geopatch_dask.store.retry import RetryStore
 
 __all__ = ["Location", "raise_target_error"]
 
 #: Spelled once here: inside the class, ``list`` is a method.
 Names = list[str]
+T = TypeVar("T")
 
 _LOCAL = ("file://", "local://")
 _OPEN = "store://"
@@ -59,16 +71,20 @@ class Location:
     url : str
         A local path (``~`` is expanded, made absolute) or any fsspec URL.
     storage_options : mapping or None
-        For fsspec.  Credentials only as ``"env:NAME"``: the name of an environment variable that
-        is read in the process that uses the location.
+        As fsspec takes them; obstore is told the same.  Credentials only as ``"env:NAME"``: the
+        name of an environment variable that is read in the process that uses the location.
+    client : "auto", "fsspec" or "obstore"
+        What speaks to a bucket; the stored bytes are the same.  Auto takes obstore where it can.
     store : zarr.abc.store.Store or None
         An open store; use :meth:`of`.
+    lists : bool
+        Whether the credentials may list.  If not, what is forbidden to read counts as absent.
 
     Raises
     ------
     OptionError
-        For a credential given literally (in the options or in the URL), a chained URL, or options
-        that are not plain JSON.
+        For a credential given literally (in the options or in the URL), a chained URL, options
+        that are not plain JSON, or a client that there is not.
 
     Examples
     --------
@@ -79,10 +95,14 @@ class Location:
     url: str
     storage_options: Mapping[str, Any] | None = field(default=None, hash=False)
     store: Store | None = field(default=None, hash=False)
+    client: str = "auto"
+    lists: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "url", _normal(self.url, is_open=self.store is not None))
-        object.__setattr__(self, "storage_options", secrets.checked(self.storage_options))
+        object.__setattr__(self, "storage_options", credentials.checked(self.storage_options))
+        if self.client not in CLIENTS:
+            raise OptionError(f"client {self.client!r}: use one of {', '.join(CLIENTS)}")
 
     @classmethod
     def of(cls, target: object, storage_options: Mapping[str, Any] | None = None) -> Location:
@@ -146,6 +166,19 @@ class Location:
             return ""
         return self.url.removeprefix(_OPEN).partition("/")[2]
 
+    @property
+    def client_name(self) -> str:
+        """What moves the bytes, in this process: "local", "zarr", "fsspec" or "obstore".
+
+        Raises
+        ------
+        OptionError
+            When the client that was asked for cannot.
+        """
+        if self.store is not None:
+            return "zarr"
+        return "local" if self.is_local else choose(self.url, self.storage_options, self.client)
+
     def child(self, name: str) -> Location:
         """The location of ``name`` inside this one."""
         _checked_name(name)
@@ -190,8 +223,10 @@ class Location:
         TargetError
             When that cannot be known: the place is forbidden or unreachable.
         """
-        with self._explain("read", name):
-            return self._backend.read(_checked_name(name))
+        _checked_name(name)
+        with self._unveiled():
+            return self._do("read", name, lambda place: place.read(name))
+        return None
 
     def write(self, name: str, data: bytes) -> None:
         """Create or replace the object ``name`` atomically.
@@ -200,8 +235,8 @@ class Location:
         ------
         TargetError
         """
-        with self._explain("write", name):
-            self._backend.write(_checked_name(name), data)
+        _checked_name(name)
+        self._do("write", name, lambda place: place.write(name, data))
 
     def delete(self, name: str) -> None:
         """Remove the object ``name``; absent is fine.
@@ -210,8 +245,8 @@ class Location:
         ------
         TargetError
         """
-        with self._explain("delete", name):
-            self._backend.delete(_checked_name(name))
+        _checked_name(name)
+        self._do("delete", name, lambda place: place.delete(name))
 
     def exists(self, name: str) -> bool:
         """Whether there is an object ``name``.
@@ -220,8 +255,10 @@ class Location:
         ------
         TargetError
         """
-        with self._explain("look for", name):
-            return self._backend.exists(_checked_name(name))
+        _checked_name(name)
+        with self._unveiled():
+            return self._do("look for", name, lambda place: place.exists(name))
+        return False
 
     def list(self, prefix: str = "") -> Names:
         """Sorted names, relative to this location, of what is directly inside folder ``prefix``.
@@ -234,8 +271,9 @@ class Location:
         TargetError
         """
         folder = prefix.strip("/")
-        with self._explain("list", folder):
-            names = self._backend.children(_checked_name(folder) if folder else "")
+        if folder:
+            _checked_name(folder)
+        names = self._do("list", folder, lambda place: place.children(folder))
         return sorted(f"{folder}/{name}" if folder else name for name in names)
 
     def clear(self, keep: str = "") -> None:
@@ -247,27 +285,30 @@ class Location:
         """
         if not self.has_name:
             raise TargetError(f"{self.display} is a whole bucket or file system: never emptied")
-        with self._explain("empty", ""):
-            self._backend.clear(keep)
+        self._do("empty", "", lambda place: place.clear(keep))
 
     def zarr_store(self, read_only: bool = False) -> Store:
-        """A zarr store here, built in this process.
+        """A zarr store here, built in this process; its operations are repeated like those here.
 
         For a part of an open store (:meth:`child` of one) this is the whole store, and
-        :attr:`path` says where in it.
+        :attr:`path` says where in it.  A store at a URL can be sent to other processes: it travels
+        as this location does, and is built there.
 
         Raises
         ------
         TargetError
         """
-        with self._explain("open", ""):
-            return self._backend.zarr_store(read_only)
+        made = self._do("open", "", lambda place: place.zarr_store(read_only))
+        if isinstance(made, RetryStore) and self.store is None:
+            made.origin = partial(self.zarr_store, read_only=read_only)
+        return made
 
     # -- travelling ----------------------------------------------------------------------------
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON; holds no credential.  An open store is only described by it."""
-        return {"url": self.url, "storage_options": self.storage_options}
+        names = ("url", "storage_options", "client", "lists")
+        return {name: getattr(self, name) for name in names}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Location:
@@ -278,11 +319,12 @@ class Location:
         OptionError
             When it described an open store, which must be passed again.
         """
-        return cls(data["url"], data.get("storage_options"))
+        given = {name: data[name] for name in ("client", "lists") if name in data}
+        return cls(data["url"], data.get("storage_options"), **given)
 
     def scrub(self, text: str) -> str:
         """``text`` without credentials, for messages that another library wrote."""
-        return secrets.scrub(text, self.storage_options)
+        return credentials.scrub(text, self.storage_options)
 
     def __reduce__(self) -> tuple[Any, ...]:
         if self.store is not None and in_memory(self.store):
@@ -290,90 +332,42 @@ class Location:
                 "a store in memory cannot be sent to another process, which would write into a "
                 'copy: use "sync" or "threads", or a path or URL as the target'
             )
-        return Location, (self.url, self.storage_options, self.store)
+        return Location, (self.url, self.storage_options, self.store, self.client, self.lists)
 
     def __repr__(self) -> str:
         options = f", {self.storage_options}" if self.storage_options else ""
-        return f"Location({self.display!r}{options})"
+        client = f", client={self.client!r}" if self.client != "auto" else ""
+        return f"Location({self.display!r}{options}{client})"
 
     @property
     def _backend(self) -> Backend:
         if self.store is not None:
             return StoreBackend(self.store, self.path)
         if self.is_local:
-            return LocalBackend(Path(self.url))
+            return LocalBackend(self.url)
         options = None if self.storage_options is None else dict(self.storage_options)
-        return FsspecBackend(self.url, options)
+        speaks = choose(self.url, options, self.client)
+        return (ObstoreBackend if speaks == "obstore" else FsspecBackend)(self.url, options)
 
     @contextmanager
-    def _explain(self, action: str, name: str) -> Iterator[None]:
-        where = self.display if not name else f"{self.display.rstrip('/')}/{name}"
+    def _unveiled(self) -> Iterator[None]:
+        """Passes over "forbidden" where that may mean "absent"."""
         try:
             yield
+        except TargetError as error:
+            if self.lists or error.kind != "forbidden":
+                raise
+
+    def _do(self, action: str, name: str, operation: Callable[[Backend], T]) -> T:
+        """The result of an operation, repeated where that helps; its failure explained."""
+        try:
+            backend = self._backend
+            return call(lambda: operation(backend))
         except GeopatchError:
             raise
         except Exception as error:
+            where = self.display if not name else f"{self.display.rstrip('/')}/{name}"
             raise_target_error(action, where, error, self.storage_options)
-
-
-def raise_target_error(
-    action: str, where: str, error: Exception, options: Mapping[str, Any] | None = None
-) -> NoReturn:
-    """Turn the failure of a storage library into a TargetError that says what it means.
-
-    The library's own error is the cause, unless its text holds a credential.
-
-    Parameters
-    ----------
-    action : str
-        A verb, as in "cannot {action} {where}".
-    where : str
-        For people; no credentials.
-    error : Exception
-        What the library raised.
-    options : mapping or None
-        Storage options whose resolved credentials must not appear in the message.
-
-    Raises
-    ------
-    TargetError
-        Always.
-    """
-    detail = secrets.scrub(f"{type(error).__name__}: {error}", options)
-    line = " ".join(detail.split()).rstrip(": ")[:400]
-    chain = _texts(error)
-    cause = error if secrets.scrub(chain, options) == chain else None
-    raise TargetError(f"cannot {action} {where}: {_verdict(error)} ({line})") from cause
-
-
-def _verdict(error: BaseException) -> str:
-    """What a failure says about the object and about what to do."""
-    response = getattr(error.__cause__ or error, "response", None)
-    code = response.get("Error", {}).get("Code") if isinstance(response, dict) else None
-    name = type(error).__name__
-    if code == "NoSuchBucket":
-        return "there is no such bucket: create it first"
-    if isinstance(error, PermissionError) or "Credential" in name or code in ("403", "401"):
-        return "forbidden: check credentials and permissions"
-    if isinstance(error, NotADirectoryError | IsADirectoryError):
-        return "a file and a folder are in each other's place: choose another name"
-    if isinstance(error, TimeoutError | ConnectionError) or any(
-        word in name for word in ("Timeout", "Connect", "Endpoint", "Gaierror", "DNS")
-    ):
-        return "unreachable: check the address and the network"
-    if isinstance(error, ImportError):
-        return "the package for this kind of URL is not installed"
-    return "failed"
-
-
-def _texts(error: BaseException) -> str:
-    """The messages of a chain of exceptions, as a traceback would print them."""
-    seen: list[str] = []
-    link: BaseException | None = error
-    while link is not None and len(seen) < 16:
-        seen.append(str(link))
-        link = link.__cause__ or link.__context__
-    return "\n".join(seen)
 
 
 def _normal(url: str, *, is_open: bool) -> str:
@@ -389,11 +383,11 @@ def _normal(url: str, *, is_open: bool) -> str:
             url = url.removeprefix(scheme)
             break
     if "::" in url.partition("?")[0] and "://" in url:
-        raise OptionError(f"chained URLs cannot be written to: {secrets.scrub(url)}")
+        raise OptionError(f"chained URLs cannot be written to: {credentials.scrub(url)}")
     if "://" not in url:
         # Not Path.resolve: a link may lead elsewhere on another machine.
         return os.path.abspath(Path(url).expanduser())  # noqa: PTH100
-    secrets.refuse_in_url(url)
+    credentials.refuse_in_url(url)
     base, mark, query = url.partition("?")
     scheme, _, rest = base.partition("://")
     return f"{scheme}://{rest.rstrip('/')}{mark}{query}"

@@ -19,12 +19,12 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from geopatch_dask.errors import RecordError
+from geopatch_dask.errors import RecordError, TargetError
 from geopatch_dask.store.location import Location
 from geopatch_dask.store.record_format import SCHEMA, Record, now, parse_object
-from geopatch_dask.store.target import STATE
+from geopatch_dask.store.target import FINGERPRINT, STATE, read_root
 
-__all__ = ["SCHEMA", "Ledger", "Record", "fingerprints", "now"]
+__all__ = ["SCHEMA", "Ledger", "Record", "current_fingerprint", "fingerprints", "now"]
 
 #: Characters of the fingerprint that name its folder.
 _SHORT = 8
@@ -136,7 +136,6 @@ class Ledger:
         """
         self._check(record, failed=False)
         self.folder.write(_name("tiles", record.id), record.to_bytes())
-        self.folder.delete(_name("failed", record.id))
 
     def put_failed(self, record: Record) -> None:
         """Record that a super-tile was given up; credentials are taken out of its error.
@@ -163,6 +162,24 @@ class Ledger:
         """
         return self._read("tiles", tile)
 
+    def is_given_up(self, tile: str) -> bool:
+        """Whether a super-tile is marked as given up, by whoever did it.
+
+        Raises
+        ------
+        TargetError
+        """
+        return self.folder.exists(_name("failed", tile))
+
+    def forget_failure(self, tile: str) -> None:
+        """Take back that a super-tile was given up; to be called before it is tried again.
+
+        Raises
+        ------
+        TargetError
+        """
+        self.folder.delete(_name("failed", tile))
+
     def delete(self, tile: str) -> None:
         """Forget a super-tile, done or failed; to be called before its data is written again.
 
@@ -173,7 +190,9 @@ class Ledger:
         self.folder.delete(_name("tiles", tile))
         self.folder.delete(_name("failed", tile))
 
-    def done(self, layout: str | None = None) -> dict[str, Record]:
+    def done(
+        self, layout: str | None = None, expected: Iterable[str] | None = None
+    ) -> dict[str, Record]:
         """Records of super-tiles that are done or empty, keyed by id, in order of ordinals.
 
         A record that cannot be trusted counts as not done and is told in :attr:`problems`.
@@ -182,12 +201,15 @@ class Ledger:
         ----------
         layout : str, optional
             Trust only records of this layout: under another one, ids mean other cells.
+        expected : iterable of str, optional
+            Ids to ask for one by one where listing is forbidden.  Records of other super-tiles
+            (of another layout) are not found then.
 
         Raises
         ------
         TargetError
         """
-        return self._scan("tiles", layout)
+        return self._scan("tiles", layout, expected)
 
     def names(self) -> list[str]:
         """Ids of super-tiles that have a record, trusted or not; nothing is read.
@@ -196,19 +218,45 @@ class Ledger:
         ------
         TargetError
         """
-        found = self.folder.list("tiles")
-        return [name.rpartition("/")[2].removesuffix(".json") for name in found]
+        return [_tile(name) for name in self.folder.list("tiles")]
 
-    def failed(self, layout: str | None = None) -> dict[str, Record]:
+    def contested(self) -> set[str]:
+        """Ids that have a record *and* were given up: one of two processes died before it looked.
+
+        Empty where listing is forbidden.
+
+        Raises
+        ------
+        TargetError
+        """
+        try:
+            marked = {_tile(name) for name in self.folder.list("failed")}
+            return marked & set(self.names()) if marked else marked
+        except TargetError as error:
+            if error.kind != "forbidden":
+                raise
+            return set()
+
+    def failed(
+        self, layout: str | None = None, expected: Iterable[str] | None = None
+    ) -> dict[str, Record]:
         """Records of super-tiles that were given up, keyed by id; otherwise as :meth:`done`."""
-        return self._scan("failed", layout)
+        return self._scan("failed", layout, expected)
 
-    def _scan(self, kind: str, layout: str | None) -> dict[str, Record]:
-        names = [name.removesuffix(".json") for name in self.folder.list(kind)]
-        tiles = [name.rpartition("/")[2] for name in names]
+    def _scan(
+        self, kind: str, layout: str | None, expected: Iterable[str] | None
+    ) -> dict[str, Record]:
+        folder, tiles = self._present(kind, expected)
         self.problems = []
         good: list[Record] = []
-        for tile, found in zip(tiles, _each(lambda t: self._try(kind, t), tiles), strict=True):
+
+        def read(tile: str) -> Record | RecordError | None:
+            try:
+                return self._read(kind, tile, folder)
+            except RecordError as error:
+                return error
+
+        for tile, found in zip(tiles, _each(read, tiles), strict=True):
             if isinstance(found, RecordError):
                 self.problems.append(str(found))
             elif found is not None and layout is not None and found.layout != layout:
@@ -217,18 +265,22 @@ class Ledger:
                 good.append(found)
         return {record.id: record for record in sorted(good, key=lambda r: r.ordinal)}
 
-    def _try(self, kind: str, tile: str) -> Record | RecordError | None:
+    def _present(self, kind: str, expected: Iterable[str] | None) -> tuple[Location, list[str]]:
+        """Super-tiles that have a record, or may have one; and the folder to read them from."""
         try:
-            return self._read(kind, tile)
-        except RecordError as error:
-            return error
+            return self.folder, [_tile(name) for name in self.folder.list(kind)]
+        except TargetError as error:
+            if error.kind != "forbidden" or expected is None:
+                raise
+        return replace(self.folder, lists=False), list(expected)
 
-    def _read(self, kind: str, tile: str) -> Record | None:
+    def _read(self, kind: str, tile: str, folder: Location | None = None) -> Record | None:
         name = _name(kind, tile)
-        raw = self.folder.read(name)
+        folder = self.folder if folder is None else folder
+        raw = folder.read(name)
         if raw is None:
             return None
-        where = f"{self.folder.display}/{name}"
+        where = f"{folder.display}/{name}"
         record = Record.from_bytes(raw, where)
         if record.id != tile:
             raise RecordError(f"{where}: holds the record of super-tile {record.id!r}")
@@ -268,7 +320,7 @@ def fingerprints(location: Location) -> list[str]:
     """
     state = location.sibling(STATE)
     found = []
-    for folder in state.list():
+    for folder in (name for name in state.list() if not name.startswith(".")):  # no probes
         raw = state.read(f"{folder}/plan.json")
         if raw is None:  # the run died before it wrote its plan: nothing was done
             continue
@@ -280,10 +332,30 @@ def fingerprints(location: Location) -> list[str]:
     return sorted(found)
 
 
+def current_fingerprint(location: Location) -> str | None:
+    """The fingerprint of the plan whose result a target holds; None when there is no plan.
+
+    Other plans may have left records beside the target; the target itself says which one is its.
+
+    Raises
+    ------
+    RecordError, TargetError
+    """
+    found = (read_root(location) or {}).get("attributes", {}).get(FINGERPRINT)
+    if isinstance(found, str):
+        return found
+    known = fingerprints(location)
+    return known[-1] if known else None
+
+
 def _name(kind: str, tile: str) -> str:
     if not _ID.fullmatch(tile):
         raise RecordError(f"{tile!r} cannot name a super-tile: use letters, digits, _, . and -")
     return f"{kind}/{tile}.json"
+
+
+def _tile(name: str) -> str:
+    return name.rpartition("/")[2].removesuffix(".json")
 
 
 def _each(

@@ -126,7 +126,7 @@ def drop_strays(place: Location, names: Sequence[str], ledger: Ledger) -> None:
     ------
     TargetError
     """
-    if not names:
+    if not names or not place.lists:  # then readers, too, go by the records
         return
     recorded = set(ledger.names())
     for name in names:

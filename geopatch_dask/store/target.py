@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import zarr
@@ -28,11 +28,13 @@ __all__ = [
     "COMPLETE",
     "DELETING",
     "FINGERPRINT",
+    "MEMBERS",
     "ROOT",
     "STATE",
     "TABLES",
     "TABLE_NAMES",
     "IncompleteWarning",
+    "drop_orphans",
     "existing_root",
     "finish",
     "holds_one_table",
@@ -40,6 +42,7 @@ __all__ = [
     "open_array",
     "open_target",
     "read_root",
+    "refuse_leftovers",
     "reopen",
     "root_name",
 ]
@@ -54,6 +57,8 @@ TABLES = ".tables"
 #: Attributes of a target: whose result it is, and names of its tables.
 FINGERPRINT = "geopatch:fingerprint"
 TABLE_NAMES = "geopatch:tables"
+#: Attribute of a target whose maker could not list: the names of its arrays.
+MEMBERS = "geopatch:members"
 #: Attribute of a target whose last act is done.
 COMPLETE = "geopatch:complete"
 #: Attribute of the tombstone that stands while an old target is being deleted.
@@ -154,7 +159,7 @@ def finish(location: Location | object, attrs: Mapping[str, Any] | None = None) 
         root["consolidated_metadata"] = {
             "kind": "inline",
             "must_understand": False,
-            "metadata": _members(place, ""),
+            "metadata": _members(place, "", root["attributes"].get(MEMBERS)),
         }
     _write_root(place, root)
 
@@ -240,6 +245,61 @@ def existing_root(place: Location) -> dict[str, Any]:
     return root
 
 
+def refuse_leftovers(place: Location, attributes: Mapping[str, Any]) -> None:
+    """Refuse to start where records may be left of a target that is gone, and cannot be listed.
+
+    Parameters
+    ----------
+    place : Location
+        That may not list.
+    attributes : mapping
+        Of the target that is to be made.
+
+    Raises
+    ------
+    TargetError
+    """
+    plan = f"{str(attributes.get(FINGERPRINT, ''))[:8]}/plan.json"
+    if FINGERPRINT in attributes and place.sibling(STATE).exists(plan):
+        raise TargetError(
+            f"{place.display} is gone but {place.sibling(STATE).display} is not, and these "
+            "credentials may not list what is in it: delete it, or choose another target",
+            kind="forbidden",
+        )
+
+
+def drop_orphans(place: Location, inside: Collection[str], arrays: Collection[str]) -> bool:
+    """Delete chunks that nobody can read: those of arrays whose documents are gone.
+
+    A target that is deleted while a run works on it comes back as that: what workers wrote last.
+
+    Parameters
+    ----------
+    place : Location
+        Of a target without its document.
+    inside : collection of str
+        Names there.
+    arrays : collection of str
+        Of the target that is to be made.
+
+    Returns
+    -------
+    bool
+        False when there is anything else, and nothing has been deleted.
+
+    Raises
+    ------
+    TargetError
+    """
+    if not inside or any(
+        name not in arrays or set(place.list(name)) - {f"{name}/c"} for name in inside
+    ):
+        return False
+    for name in inside:
+        place.child(name).clear()
+    return True
+
+
 def _write_root(place: Location, root: Mapping[str, Any]) -> None:
     try:
         text = json.dumps(root, indent=2, allow_nan=False)
@@ -248,14 +308,14 @@ def _write_root(place: Location, root: Mapping[str, Any]) -> None:
     place.write(root_name(place), text.encode())
 
 
-def _members(place: Location, prefix: str) -> dict[str, Any]:
-    """Documents of the arrays and groups below ``prefix``, keyed by path.
+def _members(place: Location, prefix: str, names: list[str] | None = None) -> dict[str, Any]:
+    """Documents of the arrays and groups below ``prefix``, keyed by path; listed unless named.
 
     Read object by object instead of asked of zarr: it would warn about the records that live
     inside an open store, and write without our attribute.
     """
     found: dict[str, Any] = {}
-    for name in place.list(prefix):
+    for name in place.list(prefix) if names is None else names:
         raw = place.read(f"{name}/{ROOT}") if name != ROOT else None
         if raw is None:
             continue

@@ -41,17 +41,20 @@ from geopatch_dask.store.regions import sync_region, write_region, write_unit
 from geopatch_dask.store.target import (
     COMPLETE,
     DELETING,
+    MEMBERS,
     ROOT,
     STATE,
     TABLE_NAMES,
     TABLES,
     IncompleteWarning,
+    drop_orphans,
     finish,
     holds_one_table,
     is_complete,
     open_array,
     open_target,
     read_root,
+    refuse_leftovers,
     reopen,
     root_name,
 )
@@ -75,7 +78,7 @@ SCHEMA = 1
 #: Before the names of our own attributes.
 _OWN = "geopatch:"
 #: Labels are read whole; this only bounds the size of one object (8 MB of float64).
-_LABEL_CHUNK = 1 << 20
+LABEL_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -230,11 +233,20 @@ def create(
 def _make_room(place: Location, documents: Mapping[str, bytes], overwrite: bool) -> bool:
     """Whether a new target is to be made; what must go first is gone then."""
     root = read_root(place)
-    if root is None and _is_vacant(place, overwrite):
+    if root is None and not place.lists:
+        refuse_leftovers(place, json.loads(documents[root_name(place)])["attributes"])
+        return True
+    if root is None and _is_vacant(place, overwrite, {n.partition("/")[0] for n in documents}):
         _clear_beside(place)
         return True
     theirs = (root or read_root(place) or {}).get("attributes", {})
     if theirs.get(DELETING) or overwrite:
+        if not place.lists:
+            raise TargetError(
+                f"{place.display} exists, and these credentials may not list what there is to "
+                "delete: choose another target, or allow listing",
+                kind="forbidden",
+            )
         _erase(place)
         return True
     ours = json.loads(documents[root_name(place)])["attributes"]
@@ -263,6 +275,9 @@ def _documents(
             raise OptionError(f"{place.display}: a name that ends in .parquet is for one table")
         return {root_name(place): json.dumps({"attributes": {**attrs, **own}}).encode()}
     group = {**georef.group_attrs(domain), **attrs, **own}
+    if not place.lists:  # the last act has to find them by name
+        crs_name = [georef.SPATIAL_REF] if georef.spatial_ref_attrs(domain) is not None else []
+        group[MEMBERS] = [*(spec.name for spec in arrays), *coordinates, *crs_name]
     zarr.create_group(store, zarr_format=3, attributes=group)
     for spec in arrays:
         _add_array(store, spec, domain)
@@ -306,7 +321,7 @@ def _add_values(
         name=name,
         shape=values.shape,
         dtype=str if values.dtype.kind == "O" else values.dtype,
-        chunks=tuple(min(n, _LABEL_CHUNK) for n in values.shape),
+        chunks=tuple(min(n, LABEL_CHUNK) for n in values.shape),
         compressors=ZstdCodec(),
         attributes=attrs,
         dimension_names=dims,
@@ -361,14 +376,16 @@ def _digest(
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _is_vacant(place: Location, overwrite: bool) -> bool:
-    """Whether a target can be made where no group document was found.
+def _is_vacant(place: Location, overwrite: bool, arrays: set[str]) -> bool:
+    """Whether a target of some arrays can be made where no group document was found.
 
     False when one has appeared since: another client was faster.
     """
     inside = [name for name in place.list() if name not in (STATE, TABLES)]
     if not inside or root_name(place) in inside:
         return not inside
+    if drop_orphans(place, inside, arrays):
+        return True
     if {".zgroup", ".zarray", ".zmetadata"}.isdisjoint(inside):
         raise TargetError(
             f"{place.display} is not empty and not a Zarr store (it has {inside[0]!r}), and is "
