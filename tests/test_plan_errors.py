@@ -110,6 +110,8 @@ def test_an_operator_that_carries_a_model() -> None:
         {"takes": "tensor"},
         {"missing": "skip"},
         {"takes": "patch", "batch": 4},
+        {"memory": "much"},
+        {"memory": -1},
     ],
 )
 def test_bad_options_of_operators(options: dict[str, Any]) -> None:

@@ -152,3 +152,17 @@ def test_bytes_and_seconds_are_written_as_people_read_them() -> None:
         "24 h 00 min",
     ]
     assert math.isclose(parse_bytes(bytes_text(123456789)), 123456789, rel_tol=0.01)
+
+
+def test_memory_of_an_operator_may_be_text(tmp_path: Path) -> None:
+    patcher = gp.Patcher(gp.Rectangular(8), gp.RegularStride(8), gp.Boxcar(), gp.Max())
+    made = [
+        gp.plan(
+            *(np.zeros((16, 16)), patcher, gp.Operator(np.positive, memory=memory), tmp_path / "o"),
+            slots=1,
+            memory_limit="4 GiB",
+        )
+        for memory in ("1 GiB", 1 << 30)
+    ]
+    assert made[0].memory == made[1].memory
+    assert made[0].memory.operator > 0.99 * (1 << 30)  # what the batch holds is beside it

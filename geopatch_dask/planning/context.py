@@ -77,10 +77,11 @@ class Context:
         """The leaves of pass 1."""
         if self.over == "field":
             return FieldPass(field, grid)
-        first = self._first(operator)
+        first = self.first(operator)
         return OutputPass(field, grid, partial(first.run, scale=None), first.batch or 1)
 
-    def _first(self, operator: Operator) -> Operator:
+    def first(self, operator: Operator) -> Operator:
+        """What runs in a pass over the output."""
         return self.fit if self.fit is not None else operator
 
     def standin(self, field: Field, patcher: Patcher, operator: Operator) -> dict[str, Any]:
@@ -91,12 +92,12 @@ class Context:
             patch = patcher.patch_at(field, ordinal)
             result = patch.data
             if self.over == "output":
-                result = self._first(operator).run([patch], scale=None)[0]
+                result = self.first(operator).run([patch], scale=None)[0]
             values = banded(result, patch)
             state = self.statistic.init(len(values))
             keys = np.arange(values.shape[1], dtype=np.uint64)
             self.statistic.update(state, values, keys)
-            states.append(state)
+            states += [state, self.statistic.init(len(values))]  # also of one patch: does it merge?
         return dict(self.statistic.finalize(merge_tree(self.statistic, states))) if states else {}
 
 

@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 
 from geopatch_dask.patch.anchors import LatticeAnchors
 from geopatch_dask.patch.grid import PatchGrid
 from geopatch_dask.planning.supertile import Layout
 
-__all__ = ["AxisCost", "Cost", "cost_of"]
+__all__ = ["AxisCost", "Cost", "cost_of", "spans"]
 
 #: Super-tiles looked at, spread evenly, where anchors are irregular and exact counts would be slow.
 SAMPLED_TILES = 32
@@ -69,8 +70,18 @@ class Cost:
         return self.patches_run / self.patches if self.patches else 1.0
 
 
-def axis_cost(grid: PatchGrid, axis: int, tile: int) -> AxisCost:
-    """Count one axis of a lattice exactly.
+IntArray = npt.NDArray[np.int64]
+
+
+def spans(grid: PatchGrid, axis: int, tile: int) -> tuple[IntArray, IntArray, IntArray]:
+    """What super-tiles touch and read along one axis of a lattice.
+
+    Returns
+    -------
+    touched : ndarray of int, one per super-tile
+        Anchors.
+    begin, end : ndarray of int, one per super-tile that touches any
+        First cell of the field that is read, and the one after the last.
 
     Raises
     ------
@@ -93,10 +104,22 @@ def axis_cost(grid: PatchGrid, axis: int, tile: int) -> AxisCost:
     if grid.geometry.boundary == "reflect":
         # A mirrored patch reads back into the domain: at most its own overhang further.
         begin = np.where(end > n, np.maximum(np.minimum(begin, 2 * (n - 1) - end + 1), 0), begin)
-    read = np.minimum(end, n) - np.maximum(begin, 0)
+    return touched, np.maximum(begin, 0), np.minimum(end, n)
+
+
+def axis_cost(grid: PatchGrid, axis: int, tile: int) -> AxisCost:
+    """Count one axis of a lattice exactly.
+
+    Raises
+    ------
+    TypeError
+        When the anchors are no lattice.
+    """
+    touched, begin, end = spans(grid, axis, tile)
+    read = end - begin
     return AxisCost(
-        tiles=len(starts),
-        anchors=len(anchors),
+        tiles=len(touched),
+        anchors=len(grid.positions(axis)),
         touched=int(touched.sum()),
         read=int(read.sum()),
         widest_read=int(read.max(initial=0)),

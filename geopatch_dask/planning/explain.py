@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from geopatch_dask.planning.core import PlanBase
+from geopatch_dask.planning.holes import holes_of
+from geopatch_dask.planning.nodes import Forecast, Nodes, bytes_read, bytes_written, forecast
 from geopatch_dask.planning.probe import OutputArray
+from geopatch_dask.planning.requests import KINDS, requests_of
 from geopatch_dask.planning.tables import Table
 from geopatch_dask.planning.units import bytes_text, seconds_text
 
@@ -22,6 +23,14 @@ __all__ = ["MANY_OBJECTS", "Explanation", "explain"]
 MANY_OBJECTS = 100_000
 
 
+#: What a wall time is made of, in words.
+_BOUND = {
+    "slots": "the work of slots",
+    "bandwidth": "bandwidth",
+    "scheduler": "the scheduler: larger super-tiles help",
+}
+
+
 @dataclass(frozen=True)
 class Explanation:
     """What a plan will do; ``str()`` of it is the text.
@@ -29,7 +38,10 @@ class Explanation:
     Attributes
     ----------
     numbers : dict
-        Every number in the text, by name; bytes, cells and seconds.
+        Every number in the text, by name; bytes, cells and seconds.  ``requests``: to the target
+        by kind, and ``field``: blocks of the field; None where the target is no object store.
+        ``uncovered``: what the report of the run will say, None where counting would take long.
+        ``nodes``: what was asked about, and :class:`~geopatch_dask.planning.nodes.Forecast`.
     """
 
     plan: PlanBase
@@ -47,10 +59,31 @@ class Explanation:
         return draw_plan(self.plan, path)
 
 
-def explain(plan: PlanBase) -> Explanation:
-    """Numbers and text about a plan; nothing is read or run."""
+def explain(plan: PlanBase, nodes: Nodes | None = None) -> Explanation:
+    """Numbers and text about a plan; nothing is read or run.
+
+    Parameters
+    ----------
+    plan : PlanBase
+    nodes : Nodes, optional
+        Machines to say of what the plan costs on them.
+
+    Raises
+    ------
+    MemoryPlanError
+        When one slot does not fit a node.
+    """
     numbers = _numbers(plan)
-    lines = [*_what(plan, numbers), *_how_much(plan, numbers)]
+    lines = list(_what(plan, numbers))
+    holes = holes_of(plan)
+    numbers["uncovered"] = None if holes is None else holes.cells
+    if holes is not None and holes.cells:
+        lines.append(("uncovered", str(holes)))
+    lines += _how_much(plan, numbers)
+    if nodes is not None:
+        found = forecast(plan, nodes, numbers["patches_run"])
+        numbers["nodes"] = asdict(nodes) | asdict(found)
+        lines += _on_nodes(nodes, found)
     lines += [
         ("rejected", f"{_by(r['tile'])}: R {r['R']:.3f}, {bytes_text(r['memory'])}; {r['reason']}")
         for r in plan.rejected
@@ -104,6 +137,11 @@ def _how_much(plan: PlanBase, numbers: dict[str, Any]) -> Iterator[tuple[str, st
         f"{bytes_text(numbers['bytes_written'])} uncompressed in at most "
         f"{numbers['objects']:,} objects, and {plan.layout.count:,} records",
     )
+    requests = numbers["requests"]
+    if requests is not None:
+        by_kind = ", ".join(f"{requests[kind]:,} {kind}" for kind in KINDS)
+        read = f"at most {requests['field']:,} GET of the field, if it is in one, too"
+        yield "requests", f"{by_kind} of the target, and heartbeats; {read}"
     by_part = sorted(memory.to_json().items(), key=lambda kv: -kv[1])
     parts = ", ".join(f"{k} {bytes_text(v)}" for k, v in by_part if k != "total" and v)
     yield (
@@ -115,10 +153,40 @@ def _how_much(plan: PlanBase, numbers: dict[str, Any]) -> Iterator[tuple[str, st
     yield "fingerprint", plan.fingerprint[:16]
 
 
+def _on_nodes(nodes: Nodes, found: Forecast) -> Iterator[tuple[str, str]]:
+    """What it costs on given machines."""
+    spare = f"; {nodes.cores - found.slots_per_node} cores stay idle"
+    why = f"memory allows no more: {bytes_text(found.slot_memory)} a slot{spare}"
+    if found.limited_by == "cores":
+        why = f"one per core, {bytes_text(found.slot_memory)} each"
+    yield (
+        "nodes",
+        f"{nodes.count:,} of {nodes.cores} cores and {bytes_text(int(nodes.memory))}: "
+        f"{found.slots_per_node} slots each ({why})",
+    )
+    shares = ", ".join(f"{k} {seconds_text(v)}" for k, v in found.work.items() if v >= 0.05)
+    waves = f"{found.waves:,} waves" if found.waves > 1 else "1 wave"
+    yield (
+        "wall time",
+        f"{seconds_text(found.seconds)} in {waves}, bound by {_BOUND[found.bound]}  "
+        f"(work of slots: {shares})",
+    )
+    prices = [
+        f"{_amount(price)} for {what}"
+        for what, price in (("nodes", found.node_price), ("requests", found.request_price))
+        if price is not None
+    ]
+    yield "node-hours", _amount(found.node_hours) + (f"  {', '.join(prices)}" if prices else "")
+
+
+def _amount(value: float) -> str:
+    """Hours or money: two decimals, or two digits of what is less than 1."""
+    return f"{value:,.2f}" if value >= 1 else f"{value:.2g}"
+
+
 def _numbers(plan: PlanBase) -> dict[str, Any]:
     cost, layout = plan.cost, plan.layout
-    cells, field_cells = math.prod(plan.grid.shape), math.prod(plan.grid.field_shape)
-    lead_in = math.prod(plan.field.domain.size(dim) for dim in plan.grid.riding)
+    field_cells = math.prod(plan.grid.field_shape)
     entries = {a.name: math.prod(a.leading) for a in plan.arrays}
     tables = {table.name: _told(plan, table) for table in plan.tables}
     run, amplification = cost.patches_run, cost.amplification
@@ -132,16 +200,22 @@ def _numbers(plan: PlanBase) -> dict[str, Any]:
         "R": amplification,
         "tables": tables,
         "supertiles": layout.count,
-        "bytes_read": cost.cells_read * lead_in * plan.field.dtype.itemsize,
+        "bytes_read": bytes_read(plan),
         "read_amplification": cost.cells_read / field_cells if field_cells else 1.0,
-        "bytes_written": cells
-        * sum(entries[a.name] * np.dtype(a.dtype).itemsize for a in plan.arrays),
+        "bytes_written": bytes_written(plan),
         "objects": layout.objects() * sum(entries.values()) + layout.count * len(tables),
         "memory": plan.memory.to_json(),
         "memory_limit": plan.memory_limit,
         "slots": plan.slots,
         "operator_seconds": plan.seconds_per_patch * run / plan.slots,
+        "requests": _requests(plan),
     }
+
+
+def _requests(plan: PlanBase) -> dict[str, int] | None:
+    """Requests to the target by kind, without heartbeats, and ``field``; None: no object store."""
+    found = requests_of(plan)
+    return None if found is None else {**found.total(), "field": found.field}
 
 
 def _told(plan: PlanBase, table: Table) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import inspect
 import json
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
+from threading import Lock
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -22,7 +23,7 @@ import numpy as np
 from geopatch_dask.errors import OptionError
 from geopatch_dask.patch.config import Configurable
 
-__all__ = ["canonical", "code_identity", "described", "differing", "digest"]
+__all__ = ["MENDED", "canonical", "code_identity", "described", "differing", "digest"]
 
 
 def canonical(value: Any) -> str:
@@ -92,6 +93,14 @@ _ATOMS = (str, bytes, int, float, complex, bool, type(None))
 
 #: Digests of objects by id; the object is held too, so that no id is used twice.
 _Known = dict[int, tuple[Any, bytes]]
+#: The source of a class is found by parsing its file; Python 3.11 counts the depth of a parse once
+#: for all threads, and fails at times where two parse (SystemError, CPython issue 106905).
+_PARSING = Lock()
+#: What may be done, beside what a message says, where nothing but an operator's source differs.
+MENDED = (
+    "; if the operator was only mended, and what is done would not change: geopatch retry "
+    "--operator-changed, or gp.retry(target, operator_changed=True)"
+)
 
 
 def _feed(update: Callable[[bytes], None], obj: Any, known: _Known) -> None:
@@ -199,6 +208,7 @@ def _feed_code(update: Callable[[bytes], None], code: CodeType, known: _Known) -
 
 def _source(obj: Any) -> str:
     try:
-        return textwrap.dedent(inspect.getsource(obj)).strip()
+        with _PARSING:
+            return textwrap.dedent(inspect.getsource(obj)).strip()
     except (OSError, TypeError, IndentationError, SyntaxError):
         return ""

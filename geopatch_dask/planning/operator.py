@@ -31,6 +31,7 @@ from geopatch_dask.patch.geometry import cells_of
 from geopatch_dask.patch.grid import UNIT
 from geopatch_dask.patch.patch import Patch
 from geopatch_dask.planning.identity import code_identity
+from geopatch_dask.planning.units import parse_bytes
 
 __all__ = ["Operator"]
 
@@ -72,9 +73,9 @@ class Operator:
     context : bool
         Whether the function takes ``context=``, the result of a first pass; set by a plan that has
         one.
-    memory : int, bytes
+    memory : int or str, bytes
         Working memory of one call beyond inputs and results, where the measurement at plan time
-        cannot see it (allocations outside numpy, such as a model's).
+        cannot see it (allocations outside numpy, such as a model's): ``2 << 30`` or ``"2 GiB"``.
     """
 
     function: Callable[..., Any] | str
@@ -86,9 +87,11 @@ class Operator:
     fill: float = 0.0
     version: str | None = None
     context: bool = False
-    memory: int = 0
+    memory: int | str = 0
 
     def __post_init__(self) -> None:
+        if self.memory != 0:
+            object.__setattr__(self, "memory", parse_bytes(self.memory))
         if not callable(self.function) and not isinstance(self.function, str):
             raise OptionError(f"an operator is a callable or 'module:name', got {self.function!r}")
         if self.takes not in ("array", "patch"):
@@ -182,6 +185,12 @@ class Operator:
                     )
                 _built[key] = made
             return _built[key]
+
+    def forget(self) -> None:
+        """Drop what a factory built in this process, so that the next call builds it anew."""
+        if self.factory:
+            with _building:
+                _built.pop(self._key, None)
 
     def run(
         self,

@@ -146,8 +146,9 @@ def probe(
     n = len(grid.anchors)
     if n == 0:
         lead = tuple(field.domain.size(dim) for dim in grid.riding)
-        cellwise = [key for key in members if key not in keyed]
-        return Probe(dict.fromkeys(cellwise, (lead, str(field.dtype))), 0.0, 0)
+        cellwise = {key: member for key, member in members.items() if key not in keyed}
+        assumed = {key: (m.unseen(lead), str(field.dtype)) for key, m in cellwise.items()}
+        return Probe(assumed, 0.0, 0)
     operator = operator.copied()  # a model that is loaded lazily must not travel with the plan
     rows: dict[str, list[TriedRows]] = {key: [] for key in keyed}
     found: dict[str, tuple[tuple[int, ...], str]] = {}
@@ -168,7 +169,7 @@ def probe(
                     "return one shape and dtype always (array.astype(...))"
                 )
         seconds, workspace = min(seconds, took), max(workspace, peak)
-    return Probe(found, seconds, max(workspace, operator.memory), rows)
+    return Probe(found, seconds, max(workspace, int(operator.memory)), rows)
 
 
 def _try(

@@ -23,6 +23,7 @@ import numpy as np
 
 from geopatch_dask.errors import AlignmentError
 from geopatch_dask.patch.boxes import Box
+from geopatch_dask.planning.identity import digest
 
 __all__ = ["Layout", "SuperTile", "write_units"]
 
@@ -105,6 +106,11 @@ class Layout:
     def counts(self) -> tuple[int, ...]:
         """Super-tiles along each axis."""
         return tuple(-(-n // t) for n, t in zip(self.shape, self.tile, strict=True))
+
+    @property
+    def digest(self) -> str:
+        """A short name of this way of cutting: which cells an ordinal stands for."""
+        return digest([self.tile, self.chunks, self.shards])[:16]
 
     @property
     def count(self) -> int:

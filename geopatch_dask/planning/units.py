@@ -6,10 +6,12 @@ import re
 
 from geopatch_dask.errors import OptionError
 
-__all__ = ["bytes_text", "parse_bytes", "seconds_text"]
+__all__ = ["bytes_text", "parse_bytes", "parse_seconds", "seconds_text"]
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 _UNITS |= {f"{u}i": 2 ** (10 * i) for i, u in enumerate("kmgt", start=1)}
+_SECONDS = {"": 1.0, "s": 1.0, "min": 60.0, "m": 60.0, "h": 3600.0}
+_TIME = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([a-z]*)\s*")
 
 
 def parse_bytes(value: int | float | str) -> int:
@@ -36,6 +38,32 @@ def parse_bytes(value: int | float | str) -> int:
     if not 0 < found < 2**63:
         raise OptionError(f"a number of bytes must be positive, got {value!r}")
     return int(found)
+
+
+def parse_seconds(value: float | str, zero: bool = False) -> float:
+    """Seconds from a number or from text with a unit.
+
+    Parameters
+    ----------
+    value : float or str
+    zero : bool
+        Whether no time is a time.
+
+    Raises
+    ------
+    OptionError
+
+    Examples
+    --------
+    >>> parse_seconds("10 min"), parse_seconds(1.5)
+    (600.0, 1.5)
+    """
+    found = _TIME.fullmatch(str(value).lower())
+    if found is None or found[2] not in _SECONDS or isinstance(value, bool):
+        raise OptionError(f"{value!r} is no time: give seconds, or text as in '90 s', '10 min'")
+    if not zero and float(found[1]) == 0:
+        raise OptionError(f"{value!r} is no time: give seconds, or text as in '90 s', '10 min'")
+    return float(found[1]) * _SECONDS[found[2]]
 
 
 def bytes_text(n: float) -> str:
