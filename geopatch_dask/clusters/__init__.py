@@ -1,0 +1,1 @@
+"""Clusters by name: this machine, a batch system, Kubernetes, or one that runs already."""
