@@ -43,6 +43,7 @@ from geopatch_dask.aggregation.sketches import (
 )
 from geopatch_dask.aggregation.statistic import Statistic
 from geopatch_dask.aggregation.strict import set_strict
+from geopatch_dask.clusters.core import Cluster, cluster
 from geopatch_dask.errors import (
     AlignmentError,
     BoundaryError,
@@ -59,7 +60,13 @@ from geopatch_dask.errors import (
     VerificationError,
 )
 from geopatch_dask.execute.api import Plan, UncoveredWarning, open, plan, reconstruct  # noqa: A004
-from geopatch_dask.execute.report import Report
+from geopatch_dask.execute.diagnosis import Diagnosis
+from geopatch_dask.execute.doctor import doctor
+from geopatch_dask.execute.job import Job, attach
+from geopatch_dask.execute.policy import Policy
+from geopatch_dask.execute.retry import retry
+from geopatch_dask.execute.verification import Verification
+from geopatch_dask.execute.verify import verify
 from geopatch_dask.fields import ArrayField, Field, RasterField, XarrayField
 from geopatch_dask.patch.boxes import Box
 from geopatch_dask.patch.domain import GridDomain, RasterDomain
@@ -74,9 +81,11 @@ from geopatch_dask.patch.sampler import (
     RegularStride,
 )
 from geopatch_dask.patch.window import Boxcar, Custom, Gaussian, Hann, Tukey
+from geopatch_dask.planning.nodes import Nodes
 from geopatch_dask.planning.operator import Operator
-from geopatch_dask.planning.status import Status, status
-from geopatch_dask.planning.summary import per_patch
+from geopatch_dask.planning.summary import per_block, per_patch
+from geopatch_dask.report.report import Report
+from geopatch_dask.report.status import Status, status
 from geopatch_dask.store.location import Location
 from geopatch_dask.store.tables import read_table
 from geopatch_dask.store.target import IncompleteWarning
@@ -96,9 +105,11 @@ __all__ = [
     "Box",
     "Boxcar",
     "ByIndex",
+    "Cluster",
     "Count",
     "Covariance",
     "Custom",
+    "Diagnosis",
     "Explicit",
     "Field",
     "FieldError",
@@ -111,6 +122,7 @@ __all__ = [
     "IncompleteWarning",
     "InvVarWeightedMean",
     "JitteredStride",
+    "Job",
     "Learned",
     "Location",
     "Max",
@@ -121,6 +133,7 @@ __all__ = [
     "Min",
     "MinMax",
     "Mode",
+    "Nodes",
     "Operator",
     "OperatorError",
     "OptionError",
@@ -131,6 +144,7 @@ __all__ = [
     "Plan",
     "PlanMismatch",
     "PoissonDisk",
+    "Policy",
     "Quantile",
     "Quantiles",
     "Random",
@@ -153,14 +167,21 @@ __all__ = [
     "Tukey",
     "UncoveredWarning",
     "Variance",
+    "Verification",
     "VerificationError",
     "WeightedSum",
     "XarrayField",
+    "attach",
+    "cluster",
+    "doctor",
     "open",
+    "per_block",
     "per_patch",
     "plan",
     "read_table",
     "reconstruct",
+    "retry",
     "set_strict",
     "status",
+    "verify",
 ]

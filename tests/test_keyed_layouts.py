@@ -10,13 +10,10 @@ from __future__ import annotations
 import random
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import dask
 import keyed_operators as ops
 import numpy as np
 import pytest
@@ -269,16 +266,6 @@ def fixed_jobs() -> list[tuple[Any, Cut]]:
         )
         found.append(((field, patcher, gp.Operator(function, **options)), Cut((8, 13), (4, 13))))
     return found
-
-
-def test_processes_write_the_same_table(tmp_path: Path) -> None:
-    job, cut = fixed_jobs()[0]
-    with (
-        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool,
-        dask.config.set(pool=pool),
-    ):
-        planned(job, cut, tmp_path / "out.parquet").run("processes")
-    assert ipc(gp.read_table(tmp_path / "out.parquet")) == ipc(in_ram(job).table())
 
 
 @pytest.mark.cluster

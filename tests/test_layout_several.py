@@ -117,7 +117,7 @@ def spread_patch(patch: gp.Patch, operator: gp.Operator) -> dict[str, Any]:
 
 
 @given(jobs(), st.sampled_from([gp.OverlapAdd(), gp.Max(), gp.Median()]), st.data())
-@examples(30)
+@examples(15)
 def test_a_dict_of_outputs(job: Job, plain: gp.Aggregation, data: st.DataObject) -> None:
     members = {
         "plain": plain,
@@ -207,7 +207,49 @@ def test_coordinates_of_a_finer_grid_are_centres() -> None:
     np.testing.assert_allclose(found.lat, [3.25, 2.75, 2.25, 1.75, 1.25, 0.75, 0.25, -0.25])
 
 
+# ---- a dict of outputs: one group, one record ----------------------------------------------------
+
+
+def test_each_output_has_its_own_dtype_and_fill_and_all_share_one_record(tmp_path: Any) -> None:
+    values = np.random.default_rng(2).random((24, 30))
+    values[3:9, 4:20] = np.nan
+    patcher = gp.Patcher(
+        gp.Rectangular((8, 8)),
+        gp.RegularStride((4, 4)),
+        aggregation={"a": gp.Mean(), "b": gp.HardVote(3), "c": gp.Max()},
+    )
+    output = {
+        "a": gp.Output(name="mean", dtype="int16", fill_value=-99, attrs={"units": "1"}),
+        "b": gp.Output(name="class", fill_value=7),
+    }
+    plan = gp.plan(
+        *(gp.ArrayField(values), patcher, in_classes, tmp_path / "o.zarr"),
+        output=output, chunks=8, outer=(16, 16),
+    )  # fmt: skip
+    report = plan.run("threads")
+    assert report.complete
+    records = list((tmp_path / "o.zarr.geopatch" / plan.fingerprint[:8] / "tiles").iterdir())
+    assert len(records) == plan.n_supertiles == 4, "one record for all outputs of a super-tile"
+    stored = {array.name: read_back(plan.target, array.name) for array in plan.arrays}
+    assert {name: str(v.dtype) for name, v in stored.items()} == {
+        "mean": "int16", "class": "uint8", "class_share": "float32", "class_votes": "int32",
+        "c": "float64",
+    }  # fmt: skip
+    hole = (5, 8)
+    assert [stored[name][hole] for name in ("mean", "class", "class_votes")] == [-99, 7, 0]
+    assert np.isnan(stored["c"][hole])
+    assert gp.open(tmp_path / "o.zarr")["mean"].attrs["units"] == "1"
+
+
+def in_classes(x: Array) -> dict[str, Array]:
+    return {"a": x * 100, "b": np.floor(x * 3), "c": x}
+
+
 # ---- bad input -----------------------------------------------------------------------------------
+
+
+def negative(x: Array) -> Array:
+    return np.stack([x, -x])
 
 
 @pytest.mark.parametrize(
@@ -215,7 +257,15 @@ def test_coordinates_of_a_finer_grid_are_centres() -> None:
     [
         (gp.HardVote(2), ops.constant(3), None, "at least 4 classes"),
         (gp.SoftVote(3), ops.constant(1), None, "needs 3 classes"),
+        (gp.SoftVote(2, 1), ops.stacked, None, r"before the patch are \(2,\); name the one"),
+        (gp.SoftVote(3), ops.stacked, None, r"needs 3 classes there, but .* are \(2,\)"),
+        (gp.HardVote(2), ops.constant(-1), None, "got class -1; labels are 0 .. 1"),
+        (gp.SoftVote(2), negative, None, "negative scores; apply softmax"),
         ({"a": gp.Mean()}, ops.named("b"), None, "output 'a': the operator did not return it"),
+        ({"a": gp.Mean()}, ops.named("a", "b"), None, "output 'b': no aggregation"),
+        ({"a": "mean"}, ops.named("a"), None, "must map names to aggregations"),
+        ("mean", ops.identity, None, "aggregation must be a"),
+        ({"a": gp.Mean()}, ops.named("a"), gp.Output(), "one Output per key"),
         ({"a": gp.Mean()}, ops.constant(1), None, "return a dict"),
         (gp.Mean(), ops.named("b"), None, "one aggregation per key"),
         (gp.InvVarWeightedMean(), ops.constant(1), None, r"\(mu, var\)"),
@@ -226,17 +276,22 @@ def test_coordinates_of_a_finer_grid_are_centres() -> None:
             {"a": gp.Mean(), "b": gp.Mean()},
             ops.named("a", "b"),
             {"a": gp.Output(name="a", scale=2)},
-            "share one grid",
+            r"share one grid, but have scales a: 2, b: 1; run twice",
         ),
+        (gp.Mean(), ops.constant(1), gp.Output(scale="4/3"), "multiple of 3"),
     ],
 )
-def test_bad_outputs_are_refused_before_anything_is_made(
+def test_bad_outputs_are_told_in_one_line(
     aggregation: Any, operator: Any, output: Any, told: str, tmp_path: Any
 ) -> None:
     field = gp.ArrayField(np.ones((16, 16)))
-    patcher = gp.Patcher(gp.Rectangular((8, 8)), gp.RegularStride((4, 4)), None, aggregation)
-    with pytest.raises(gp.GeopatchError, match=told) as caught:
+
+    def run() -> None:
+        patcher = gp.Patcher(gp.Rectangular((8, 8)), gp.RegularStride((4, 4)), None, aggregation)
         gp.plan(field, patcher, operator, tmp_path / "out.zarr", output=output).run("sync")
+
+    with pytest.raises(gp.GeopatchError, match=told) as caught:
+        run()
     assert "\n" not in str(caught.value)
 
 

@@ -16,6 +16,7 @@ from geopatch_dask.testing import (
     Cut,
     assert_layout_invariant,
     assert_same_bytes,
+    assert_statistic,
     merged,
     telling_cuts,
 )
@@ -139,3 +140,212 @@ def test_merged_is_what_a_user_would_write() -> None:
         (p.with_data(ops.mixing(p.data)) for p in axes.split(field())), field().domain
     )
     assert_same_bytes(merged(field(), axes, ops.mixing), by_hand)
+
+
+#: Two ways to cut: smaller than a patch, and odd.
+FEW = [Cut((8, 9), (8, 9)), Cut((20, 26), (20, 13))]
+
+
+# ---- several outputs -----------------------------------------------------------------------------
+
+
+def analysed(x: Any) -> dict[str, Any]:
+    return {"high": np.where(np.isnan(x), np.nan, np.floor(x * 3) % 4), "plain": np.square(x)}
+
+
+def test_a_dict_of_outputs_keeps_the_contract() -> None:
+    found = assert_layout_invariant(
+        *(field(), patcher({"high": gp.HardVote(4), "plain": GeometricMean()}), analysed),
+        output={"plain": gp.Output(name="power", dtype="float64")},
+        cuts=FEW,
+    )
+    assert sorted(found) == ["high", "high_share", "high_votes", "power"]
+    assert found["power"].dtype == np.float64
+
+
+def test_one_bad_output_of_a_dict_is_named() -> None:
+    aggregations = {"high": gp.HardVote(4), "plain": Normalised()}
+    with pytest.raises(gp.VerificationError, match=r"'plain' of Cut\(.* differs in"):
+        assert_layout_invariant(field(), patcher(aggregations), analysed, cuts=FEW)
+
+
+def both(x: Any) -> dict[str, Any]:
+    return {"rows": float(np.nan_to_num(x).max()), "cells": x}
+
+
+def test_a_table_beside_an_array() -> None:
+    pytest.importorskip("pyarrow")
+    axes = patcher({"rows": gp.ByIndex(), "cells": gp.Mean()})
+    found = assert_layout_invariant(field(), axes, both, cuts=FEW)
+    assert found["rows"].num_rows == axes.n_anchors(field())
+    assert found["cells"].shape == (37, 50)
+
+
+def coarse(x: Any) -> Any:
+    return np.nanmax(np.nan_to_num(x).reshape(x.shape[0] // 2, 2, x.shape[1] // 2, 2), axis=(1, 3))
+
+
+def test_another_scale() -> None:
+    axes = gp.Patcher(gp.Rectangular((8, 8), "pad"), gp.RegularStride((6, 4)), gp.Hann())
+    found = assert_layout_invariant(field(), axes, coarse, output=gp.Output(scale="1/2"), cuts=FEW)
+    assert found.shape == (19, 25)
+
+
+# ---- statistics ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Mean(gp.Statistic):
+    """The mean of each band, right or in one of the ways to get it wrong."""
+
+    wrong: str = ""
+
+    def init(self, bands: int) -> dict[str, Any]:
+        return {"n": np.zeros(bands, np.int64), "mean": np.zeros(bands)}
+
+    def update(self, state: dict[str, Any], values: Any, keys: Any) -> None:
+        state["n"] += np.count_nonzero(~np.isnan(values), axis=1)
+        state["mean"] += np.nansum(values, axis=1, dtype=float) / np.maximum(state["n"], 1)
+
+    def merge(self, left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:
+        n = left["n"] + right["n"]
+        mean = (left["n"] * left["mean"] + right["n"] * right["mean"]) / np.maximum(n, 1)
+        if self.wrong == "mean of means":
+            mean = (left["mean"] + right["mean"]) / 2
+        elif self.wrong == "the last":
+            mean = np.where(right["n"] > 0, right["mean"], left["mean"])
+        elif self.wrong == "touches right":
+            right["mean"] *= 2
+        elif self.wrong == "no state":
+            return n  # type: ignore[no-any-return]
+        elif self.wrong == "other names":
+            return {"mean": mean}
+        elif self.wrong == "no arrays":
+            return {"n": n, "mean": mean.tolist()}
+        return {"n": n, "mean": mean}
+
+    def finalize(self, state: dict[str, Any]) -> dict[str, Any]:
+        return {"mean": np.where(state["n"] > 0, state["mean"], np.nan)}
+
+
+class DoesNotMerge(gp.Statistic):
+    """The exact median of what it sees: it cannot be had from two medians."""
+
+    def init(self, bands: int) -> dict[str, Any]:
+        return {"median": np.full(bands, np.nan)}
+
+    def update(self, state: dict[str, Any], values: Any, keys: Any) -> None:
+        state["median"][...] = np.nanmedian(values, axis=1)
+
+    def finalize(self, state: dict[str, Any]) -> dict[str, Any]:
+        return dict(state)
+
+
+def centred(x: Any, context: Any = None) -> Any:
+    return x if context is None else x - np.float32(next(iter(context.values()))[0])
+
+
+def test_a_statistic_of_ones_own_keeps_the_contract() -> None:
+    found = assert_statistic(field(), patcher(), Mean())
+    values = field().read(field().domain.box)
+    np.testing.assert_allclose(found["mean"], np.nanmean(values), rtol=1e-6)
+    result = assert_layout_invariant(field(), patcher(), centred, context=Mean(), cuts=FEW)
+    reference = patcher().two_pass(field(), centred, Mean())
+    assert_same_bytes(result, reference)
+
+
+@pytest.mark.parametrize("over", ["output", ops.mixing])
+def test_a_statistic_over_results(over: Any) -> None:
+    axes = patcher()
+    found = assert_layout_invariant(field(), axes, centred, context=Mean(), over=over, cuts=FEW)
+    assert_same_bytes(found, patcher().two_pass(field(), centred, Mean(), over))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ("mean of means", r"of two halves, merged over a tree, gives .* for 'mean' at \(0,\)"),
+        ("the last", "merge must not depend on how values were split"),
+        ("touches right", "changes 'mean' of its right side"),
+    ],
+)
+def test_a_statistic_that_merges_wrongly_is_found(wrong: str, told: str) -> None:
+    with pytest.raises(gp.VerificationError, match=told) as caught:
+        assert_statistic(field(), patcher(), Mean(wrong))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(gp.VerificationError, match=told):
+        assert_layout_invariant(field(), patcher(), centred, context=Mean(wrong))
+
+
+@pytest.mark.parametrize(
+    ("statistic", "told"),
+    [
+        (DoesNotMerge(), "DoesNotMerge does not merge: .* define merge"),
+        (Mean("no state"), r"Mean.merge returned array\(.*it must return a state"),
+        (Mean("other names"), "returned a dict with mean; .* with mean, n"),
+        (Mean("no arrays"), "it must return a state, a dict of arrays"),
+    ],
+)
+def test_a_statistic_that_does_not_merge_is_refused(
+    statistic: gp.Statistic, told: str, tmp_path: Path
+) -> None:
+    """At plan time, also where there is one block and nothing would have to be merged."""
+    one = gp.Patcher(gp.Rectangular((37, 50)), gp.RegularStride(50))
+    for axes in (patcher(), one):
+        with pytest.raises(gp.OptionError, match=told) as caught:
+            gp.plan(field(), axes, centred, tmp_path / "o.zarr", context=statistic)
+        assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(gp.OptionError, match=told):
+        assert_statistic(field(), patcher(), statistic)
+
+
+class Stores(gp.Statistic):
+    """A state of Python objects, which no record can hold."""
+
+    def init(self, bands: int) -> dict[str, Any]:
+        return {"seen": np.array([None] * bands, object)}
+
+    def update(self, state: dict[str, Any], values: Any, keys: Any) -> None:
+        state["seen"][...] = 1
+
+    def merge(self, left: dict[str, Any], right: dict[str, Any]) -> dict[str, Any]:
+        return {"seen": left["seen"].copy()}
+
+    def finalize(self, state: dict[str, Any]) -> dict[str, Any]:
+        return {"seen": np.ones(len(state["seen"]))}
+
+
+def test_a_state_of_python_objects_is_found() -> None:
+    with pytest.raises(gp.VerificationError, match="holds Python objects"):
+        assert_statistic(field(), patcher(), Stores())
+
+
+STATISTICS: tuple[gp.Statistic, ...] = (
+    gp.MeanStd(),
+    gp.MinMax(),
+    gp.Histogram((0.0, 1.2, 1.5, 3.0)),
+    gp.Covariance(),
+    gp.Quantiles(),
+    gp.ApproxQuantile((0.1, 0.9)),
+    gp.ApproxCardinality(),
+    gp.ApproxMode(),
+    gp.StreamingHistogram(8),
+    gp.StreamingHistogram(8, (1.0, 2.0)),
+    gp.Reservoir(20),
+)
+
+
+@pytest.mark.parametrize("statistic", STATISTICS, ids=repr)
+def test_every_statistic_merges(statistic: gp.Statistic) -> None:
+    """Sums of floats to their rounding, everything else (sketches!) to the bit."""
+    sums = isinstance(statistic, gp.MeanStd | gp.Covariance)
+    found = assert_statistic(field(), patcher(), statistic, rtol=1e-12 if sums else 0.0)
+    expected = patcher().reduce(field(), statistic)
+    for name, value in expected.items():
+        assert_same_bytes(np.asarray(found[name]), np.asarray(value), name)
+
+
+def test_a_statistic_by_itself_has_no_operator() -> None:
+    with pytest.raises(gp.OptionError, match="give over= one instead"):
+        assert_statistic(field(), patcher(), Mean(), "output")

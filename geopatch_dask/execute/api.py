@@ -2,42 +2,36 @@
 
 from __future__ import annotations
 
-import sys
-import time
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from distributed import Client
+
 from geopatch_dask.aggregation import Output
 from geopatch_dask.aggregation.statistic import Statistic
-from geopatch_dask.errors import OptionError, RunIncomplete, TargetError
+from geopatch_dask.errors import OptionError, TargetError
 from geopatch_dask.execute.graph import TaskGraph, compile_graph
-from geopatch_dask.execute.prepare import finished, prepare, unfinished
-from geopatch_dask.execute.report import Report
-from geopatch_dask.execute.runners import Scheduler, machine, resources, run_graph
-from geopatch_dask.execute.stage import recorded_context
-from geopatch_dask.execute.tile import Outcome
+from geopatch_dask.execute.job import Job, submit
+from geopatch_dask.execute.judge import UncoveredWarning, judge
+from geopatch_dask.execute.policy import DEFAULT, Policy
+from geopatch_dask.execute.run import Progress, Share, execute
+from geopatch_dask.execute.runners import AnyScheduler, machine, opened, resources
 from geopatch_dask.patch.geometry import Cells
 from geopatch_dask.patch.patcher import Patcher
 from geopatch_dask.planning.build import build
 from geopatch_dask.planning.core import PlanBase
 from geopatch_dask.planning.explain import Explanation, explain
+from geopatch_dask.planning.nodes import Nodes
 from geopatch_dask.planning.operator import Operator
 from geopatch_dask.planning.units import parse_bytes
+from geopatch_dask.report.report import Report
 from geopatch_dask.store.georef import SPATIAL_REF
 from geopatch_dask.store.location import Location
-from geopatch_dask.store.records import Ledger
+from geopatch_dask.store.preflight import preflight
 from geopatch_dask.store.tables import read_table
-from geopatch_dask.store.template import is_complete, open_target
+from geopatch_dask.store.template import open_target
 
 __all__ = ["Plan", "UncoveredWarning", "open", "plan", "reconstruct"]
-
-#: Called after every super-tile: outcome, super-tiles finished so far, super-tiles of this run.
-Progress = Callable[[Outcome, int, int], None]
-
-
-class UncoveredWarning(UserWarning):
-    """Some cells of a finished target were reached by no patch and hold the fill value."""
 
 
 class Plan(PlanBase):
@@ -47,9 +41,20 @@ class Plan(PlanBase):
     run that died is continued by running it again.
     """
 
-    def explain(self) -> Explanation:
-        """What this plan will do: ``print`` it, or ``.draw("plan.png")``."""
-        return explain(self)
+    def explain(self, nodes: Nodes | None = None) -> Explanation:
+        """What this plan will do: ``print`` it, or ``.draw("plan.png")``.
+
+        Parameters
+        ----------
+        nodes : Nodes, optional
+            Machines to say of what the plan costs on them: slots, wall time, node-hours.
+
+        Raises
+        ------
+        MemoryPlanError
+            When one slot does not fit a node.
+        """
+        return explain(self, nodes)
 
     def to_dask(self) -> TaskGraph:
         """The whole plan as one Dask graph, for composing with other graphs.
@@ -57,12 +62,14 @@ class Plan(PlanBase):
         Creating the target is its first task, consolidating it the last; computing it twice is
         harmless.
         """
-        return compile_graph(self, range(self.n_supertiles), prepared=False)
+        return compile_graph(self)
 
     def run(
         self,
-        client: Scheduler = None,
+        client: AnyScheduler = None,
         *,
+        policy: Policy = DEFAULT,
+        share: Share = None,
         overwrite: bool = False,
         progress: Progress | None = None,
         on_failure: str = "raise",
@@ -71,9 +78,15 @@ class Plan(PlanBase):
 
         Parameters
         ----------
-        client : distributed.Client, "sync", "threads", "processes" or None
-            None: a cluster of processes on this machine.  In a script, call it under
-            ``if __name__ == "__main__":``, because the processes import the script.
+        client : distributed.Client, Cluster, "sync", "threads", "processes" or None
+            A client, or a cluster: of :func:`geopatch_dask.cluster`, or one of Dask's own objects.
+            None and ``"processes"``: a cluster of processes on this machine.  In a script, call it
+            under ``if __name__ == "__main__":``, because the processes import the script.
+        policy : Policy
+            Attempts, time limits, what to do with a patch that fails.
+        share : ``"i/n"`` or (i, n), optional
+            Only every n-th super-tile from the i-th on (from 0).  Runs of all shares, anywhere and
+            in any order, need no scheduler in common; the last to end finishes the target.
         overwrite : bool
             Start afresh, deleting what the target holds.
         progress : callable ``(outcome, finished, total)``
@@ -89,73 +102,54 @@ class Plan(PlanBase):
         PlanMismatch
             When the target holds the result of another plan.
         RunIncomplete
-            When super-tiles failed; carries the report.
+            When super-tiles failed, or the run was cancelled; carries the report.
 
         Warns
         -----
         UncoveredWarning
-            When cells were reached by no patch.
+            When cells were reached by no patch, or patches failed and were left out.
         """
         if on_failure not in ("raise", "return"):
             raise OptionError(f"on_failure {on_failure!r} is neither 'raise' nor 'return'")
-        began = time.perf_counter()
-        prepare(self, overwrite)
-        records, problems = finished(self)
-        todo, records = unfinished(self, records)
-        report = Report.start(self, records, problems)
-        report.skipped = self.n_supertiles - len(todo)
-
-        def on_outcome(outcome: Outcome) -> None:
-            report.add(outcome)
-            if progress is not None:
-                progress(outcome, sum(report.summary.states.values()), len(todo))
-
-        context = self._recorded_context(report)
-        run_graph(self, compile_graph(self, todo, True, context), client, on_outcome)
-        report.complete = is_complete(self.target)
-        report.seconds = time.perf_counter() - began
-        Ledger(self.target, self.fingerprint).write_report(report.to_json())
-        _judge(report, on_failure)
+        options: dict[str, Any] = {"share": share, "overwrite": overwrite, "progress": progress}
+        with opened(client) as scheduler:
+            report = execute(self, scheduler, policy, **options)
+        judge(report, on_failure, share is not None)
         return report
 
-    def _recorded_context(self, report: Report) -> dict[str, Any] | None:
-        """What an earlier run found in pass 1, if it can be trusted."""
-        if self.context is None:
-            return None
-        context, problem = recorded_context(self)
-        if problem:
-            report.problems.append(problem)
-        return context
+    def submit(
+        self, client: AnyScheduler, *, policy: Policy = DEFAULT, overwrite: bool = False
+    ) -> Job:
+        """Hand the plan to a cluster, which finishes it whether this process lives or not.
 
+        Parameters
+        ----------
+        client : distributed.Client or Cluster
+            Of a cluster that outlives this process.
+        policy, overwrite
+            As for :meth:`run`.
 
-def _outside() -> int:
-    """How many frames above the caller the code is that uses this package."""
-    level, frame = 0, sys._getframe(1)
-    while frame.f_back and frame.f_globals.get("__name__", "").startswith("geopatch_dask."):
-        level, frame = level + 1, frame.f_back
-    return level + 1
+        Returns
+        -------
+        Job
+            :func:`geopatch_dask.attach` makes the same one, in any process.
 
-
-def _judge(report: Report, on_failure: str) -> None:
-    uncovered = report.totals.get("uncovered", 0)
-    if report.complete and uncovered:
-        warnings.warn(
-            f"{uncovered:,} cells of {report.target} were reached by no patch and hold the fill "
-            "value; boundary='shift' covers every cell of a regular stride",
-            UncoveredWarning,
-            stacklevel=_outside(),
-        )
-    if report.complete or on_failure == "return":
-        return
-    failed = [f.id for f in report.failures]
-    first = f"; the first: {report.failures[0].error}" if report.failures else ""
-    raise RunIncomplete(
-        f"{len(failed)} of {report.supertiles} super-tiles failed ({', '.join(failed[:3])}"
-        f"{' ...' if len(failed) > 3 else ''}){first}; the others are done: mend the cause and run "
-        "the same command again",
-        failed,
-        report,
-    )
+        Raises
+        ------
+        PlanMismatch
+            When the target holds the result of another plan.
+        RunIncomplete
+            When the cluster cannot load the plan, or the driver fails in its first seconds.
+        GeopatchError
+            Of another kind, when a worker may not write the target, for instance.
+        """
+        with opened(client) as scheduler:
+            if not isinstance(scheduler, Client):
+                raise OptionError(
+                    f"a plan is submitted to a cluster that outlives this process, not to "
+                    f"{scheduler!r}: pass a distributed.Client, or gp.cluster('tcp://host:8786')"
+                )
+            return submit(self, scheduler, policy, overwrite)
 
 
 def plan(
@@ -173,7 +167,7 @@ def plan(
     context: Statistic | None = None,
     over: Operator | Callable[..., Any] | str = "field",
 ) -> Plan:
-    """Decide how a field will be reconstructed; nothing is written.
+    """Decide how a field will be reconstructed; nothing is written but a probe of the target.
 
     Parameters
     ----------
@@ -211,6 +205,8 @@ def plan(
     ------
     AlignmentError, BoundaryError, FieldError, MemoryPlanError, OperatorError, OptionError
         Each in one line that names the remedy; nothing has been written then.
+    TargetError
+        When the target cannot be written, read or deleted.
     """
     here, share = machine()
     decided = build(
@@ -227,6 +223,9 @@ def plan(
         context=context,
         over=over,
     )
+    if not decided["target"].is_local:  # on a disk, making the target is trial enough
+        # Where listing is forbidden, the location knows it from here on.
+        decided["target"] = preflight(decided["target"]).location
     return Plan(**decided)
 
 
@@ -236,7 +235,7 @@ def reconstruct(
     operator: Operator | Callable[..., Any] | str,
     target: Any,
     *,
-    client: Scheduler = None,
+    client: AnyScheduler = None,
     overwrite: bool = False,
     progress: Progress | None = None,
     **options: Any,
@@ -247,7 +246,7 @@ def reconstruct(
     ----------
     field, patcher, operator, target
         As for :func:`plan`.
-    client : distributed.Client, "sync", "threads", "processes" or None
+    client : distributed.Client, Cluster, "sync", "threads", "processes" or None
         As for :meth:`Plan.run`; its slots and memory are the plan's.
     overwrite, progress
         As for :meth:`Plan.run`.
@@ -267,6 +266,7 @@ def reconstruct(
     return read_table(made.target) if only_table else open(made.target)
 
 
+# It is gp.open to users; this module opens no file itself.
 def open(target: Any, storage_options: Mapping[str, Any] | None = None) -> Any:  # noqa: A001
     """Open a target lazily: the DataArray, or the Dataset where it holds several arrays.
 

@@ -21,90 +21,37 @@ already, and never to those of another target.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 from dask import threaded
 from dask.base import DaskMethodsMixin
 from dask.task_spec import DataNode, List, Task, TaskRef
 
-from geopatch_dask.execute.prepare import complete, forget_other_layouts, prepare
-from geopatch_dask.execute.stage import join_states, leaf_runs, run_leaves, settle_context
-from geopatch_dask.execute.tile import Outcome, layout_digest, run_tile
+from geopatch_dask.execute.first_pass import Care
+from geopatch_dask.execute.prepare import complete, forget_other_layouts, prepare, token
+from geopatch_dask.execute.stage import (
+    CARE,
+    join_states,
+    leaf_runs,
+    run_leaves,
+    settle_context,
+)
+from geopatch_dask.execute.tile import finish_tile
 from geopatch_dask.planning.core import PlanBase
-from geopatch_dask.planning.identity import digest
+from geopatch_dask.report.outcome import Summary
 
-__all__ = ["FAN_IN", "Summary", "TaskGraph", "compile_graph"]
+__all__ = ["FAN_IN", "TaskGraph", "compile_graph", "head_graph", "leaf_tasks", "tree_tasks"]
 
 #: Outcomes or summaries merged by one task.
 FAN_IN = 32
 
 
-@dataclass(frozen=True)
-class Summary:
-    """Sums over outcomes; small, mergeable in any order.
-
-    Parameters
-    ----------
-    states : dict of state to count
-    numbers : dict
-        Sums of patches, cells and bytes; the maximum of ``peak_rss``.
-    seconds : dict of phase to seconds
-    failed : tuple of str
-        Identifiers, the first hundred.
-    complete : bool
-        Whether every super-tile of the plan is done and the target says so.
-    """
-
-    states: Mapping[str, int] = field(default_factory=dict)
-    numbers: Mapping[str, int] = field(default_factory=dict)
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    failed: tuple[str, ...] = ()
-    complete: bool = False
-
-    @classmethod
-    def of(cls, outcome: Outcome) -> Summary:
-        """The summary of one outcome."""
-        return cls(
-            {outcome.state: 1},
-            dict(outcome.numbers),
-            dict(outcome.seconds),
-            (outcome.id,) if outcome.state == "failed" else (),
-        )
-
-    def __add__(self, other: Summary) -> Summary:
-        """Sum of two."""
-        numbers = _added(self.numbers, other.numbers)
-        peaks = [s.numbers.get("peak_rss", 0) for s in (self, other)]
-        return Summary(
-            _added(self.states, other.states),
-            {**numbers, "peak_rss": max(peaks)} if numbers else {},
-            _added(self.seconds, other.seconds),
-            (self.failed + other.failed)[:100],
-        )
-
-    @property
-    def done(self) -> int:
-        """Super-tiles that are done, empty ones included."""
-        return self.states.get("done", 0) + self.states.get("empty", 0)
-
-
-def _added(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: left.get(key, 0) + right.get(key, 0) for key in {**left, **right}}
-
-
-def _merge(items: Sequence[Outcome | Summary]) -> Summary:
-    total = Summary()
-    for item in items:
-        total = total + (Summary.of(item) if isinstance(item, Outcome) else item)
-    return total
-
-
-def _finish(plan: PlanBase, summary: Summary, before: int) -> Summary:
-    done = before + summary.done == plan.n_supertiles
+def _finish(plan: PlanBase, summary: Summary) -> Summary:
+    done = summary.done == plan.n_supertiles
     if done:
         complete(plan)
-    return Summary(summary.states, summary.numbers, summary.seconds, summary.failed, done)
+    return replace(summary, complete=done)
 
 
 class TaskGraph(DaskMethodsMixin, Mapping[Any, Any]):
@@ -169,37 +116,19 @@ def _rebuilt(tasks: dict[Any, Any], tiles: list[Any], result: str, rename: Any =
     return TaskGraph(dict(tasks), tiles, result)
 
 
-def compile_graph(
-    plan: PlanBase,
-    todo: Sequence[int],
-    prepared: bool,
-    context: Mapping[str, Any] | None = None,
-) -> TaskGraph:
-    """Compile a plan.
-
-    Parameters
-    ----------
-    plan : PlanBase
-    todo : sequence of int
-        Ordinals of the super-tiles to compute; the others are taken as done.
-    prepared : bool
-        Whether the target exists already; else the first task creates it.
-    context : mapping or None
-        What an earlier run found in pass 1; None: it is computed, where the plan has one.
-    """
-    short = _token(plan)
+def compile_graph(plan: PlanBase) -> TaskGraph:
+    """Compile a whole plan: from making the target to declaring it complete."""
+    short = token(plan)
     plan_key, result = f"plan-{short}", f"finish-{short}"
-    tasks: dict[Any, Any] = {}
-    if prepared:
-        tasks[plan_key] = DataNode(plan_key, plan)
-    else:
-        tasks[f"spec-{short}"] = DataNode(f"spec-{short}", plan)
-        tasks[plan_key] = Task(plan_key, _prepared, TaskRef(f"spec-{short}"))
-    known = _context_tasks(plan, plan_key, short, context, tasks) if plan.context and todo else []
+    tasks: dict[Any, Any] = {
+        f"spec-{short}": DataNode(f"spec-{short}", plan),
+        plan_key: Task(plan_key, _prepared, TaskRef(f"spec-{short}")),
+    }
+    known = _context_tasks(plan, plan_key, short, None, tasks) if plan.context else []
     tiles: list[Any] = []
-    for i in todo:
+    for i in range(plan.n_supertiles):
         key = (f"tile-{short}", i)
-        tasks[key] = Task(key, run_tile, TaskRef(plan_key), i, *known)
+        tasks[key] = Task(key, finish_tile, TaskRef(plan_key), i, *known)
         tiles.append(key)
     level, width = 0, tiles
     while len(width) > 1 or level == 0:
@@ -207,12 +136,40 @@ def compile_graph(
         for j in range(max(-(-len(width) // FAN_IN), 1)):
             parts = [TaskRef(k) for k in width[j * FAN_IN : (j + 1) * FAN_IN]]
             node = (f"merge-{short}", level, j)
-            tasks[node] = Task(node, _merge, List(*parts))
+            tasks[node] = Task(node, Summary.sum, List(*parts))
             merged.append(node)
         level, width = level + 1, merged
-    before = plan.n_supertiles - len(todo)
-    tasks[result] = Task(result, _finish, TaskRef(plan_key), TaskRef(width[0]), before)
+    tasks[result] = Task(result, _finish, TaskRef(plan_key), TaskRef(width[0]))
     return TaskGraph(tasks, tiles, result)
+
+
+def head_graph(
+    plan: PlanBase, short: str, context: Mapping[str, Any] | None, care: Care = CARE
+) -> tuple[dict[Any, Any], list[str]]:
+    """What every attempt at a super-tile depends on: the plan, and pass 1 where there is one.
+
+    Parameters
+    ----------
+    plan : PlanBase
+        Whose target is prepared.
+    short : str
+        From :func:`~geopatch_dask.execute.prepare.token`.
+    context : mapping or None
+        What an earlier run found in pass 1; None: it is computed.
+    care : Care
+        How.
+
+    Returns
+    -------
+    (tasks, keys)
+        ``keys``: that of the plan, and that of the context where there is one.
+    """
+    plan_key = f"plan-{short}"
+    tasks: dict[Any, Any] = {plan_key: DataNode(plan_key, plan)}
+    if plan.context is None:
+        return tasks, [plan_key]
+    _context_tasks(plan, plan_key, short, context, tasks, care)
+    return tasks, [plan_key, f"context-{short}"]
 
 
 def _context_tasks(
@@ -221,34 +178,45 @@ def _context_tasks(
     short: str,
     context: Mapping[str, Any] | None,
     tasks: dict[Any, Any],
+    care: Care = CARE,
 ) -> list[TaskRef]:
     """Add pass 1, or its recorded result, to the tasks; what a tile task takes of it."""
     key = f"context-{short}"
     if context is not None:
         tasks[key] = DataNode(key, context)
         return [TaskRef(key)]
-    level: list[Any] = []
-    for i, (first, last) in enumerate(leaf_runs(plan)):
+    level: list[TaskRef] = []
+    for i, run in enumerate(leaf_runs(plan)):
         node: Any = (f"stat-{short}", i)
-        tasks[node] = Task(node, run_leaves, TaskRef(plan_key), first, last)
-        level.append(node)
-    depth = 0
-    while len(level) > 1:
-        joined = []
-        for j in range(0, len(level) - 1, 2):
-            node = (f"join-{short}", depth, j // 2)
-            pair = (TaskRef(level[j]), TaskRef(level[j + 1]))
-            tasks[node] = Task(node, join_states, TaskRef(plan_key), *pair)
-            joined.append(node)
-        level, depth = joined + level[len(joined) * 2 :], depth + 1
-    tasks[key] = Task(key, settle_context, TaskRef(plan_key), TaskRef(level[0]))
+        tasks |= leaf_tasks(plan_key, node, run, care)
+        level.append(TaskRef(node))
+    tree, key = tree_tasks(plan_key, short, level, care)
+    tasks |= tree
     return [TaskRef(key)]
 
 
-def _token(plan: PlanBase) -> str:
-    """Names one piece of work: values, layout, and where they go (stores by identity)."""
-    opened = id(plan.target.store) if plan.target.store is not None else None
-    return digest([plan.fingerprint, layout_digest(plan), plan.target.to_json(), opened])[:16]
+def leaf_tasks(plan_key: str, key: Any, run: tuple[int, int], care: Care) -> dict[Any, Any]:
+    """The task that computes a run of leaves."""
+    return {key: Task(key, run_leaves, TaskRef(plan_key), *run, care)}
+
+
+def tree_tasks(
+    plan_key: str, short: str, level: list[TaskRef], care: Care
+) -> tuple[dict[Any, Any], str]:
+    """Tasks that merge the states of all runs of leaves, and the key of what comes out."""
+    tasks: dict[Any, Any] = {}
+    depth = 0
+    while len(level) > 1:
+        joined: list[TaskRef] = []
+        for j in range(0, len(level) - 1, 2):
+            node = (f"join-{short}", depth, j // 2)
+            pair = level[j : j + 2]
+            tasks[node] = Task(node, join_states, TaskRef(plan_key), *pair, care)
+            joined.append(TaskRef(node))
+        level, depth = joined + level[len(joined) * 2 :], depth + 1
+    key = f"context-{short}"
+    tasks[key] = Task(key, settle_context, TaskRef(plan_key), level[0], care)
+    return tasks, key
 
 
 def _prepared(plan: PlanBase) -> PlanBase:

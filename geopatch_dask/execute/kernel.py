@@ -33,6 +33,8 @@ from geopatch_dask.aggregation.several import entries, keyed_of
 from geopatch_dask.errors import OperatorError
 from geopatch_dask.execute.bands import Bands
 from geopatch_dask.execute.emit import Emission, wanted
+from geopatch_dask.execute.operate import Caller
+from geopatch_dask.execute.policy import DEFAULT, Policy
 from geopatch_dask.patch.boxes import Box, hull
 from geopatch_dask.patch.grid import PatchGrid
 from geopatch_dask.patch.patch import Patch
@@ -54,6 +56,9 @@ class Counts:
     """What a super-tile did: cells of arrays, rows by table, bytes, seconds by phase."""
 
     patches: int = 0
+    failed_patches: int = 0
+    patch_errors: tuple[str, ...] = ()
+    hollow_patches: int = 0
     cells: int = 0
     fill: int = 0
     uncovered: int = 0
@@ -76,6 +81,8 @@ class Kernel:
         What pass 1 found.
     emit : callable ``(name, table) -> (bytes, CRC)``, or None
         Called once per table that has rows, after all writes; for plans with tables.
+    policy : Policy
+        What to do with a patch whose operator raises.
     """
 
     def __init__(
@@ -84,12 +91,13 @@ class Kernel:
         write: Write,
         context: Mapping[str, Any] | None = None,
         emit: Emit | None = None,
+        policy: Policy = DEFAULT,
     ) -> None:
-        self.plan, self.write, self.context, self.emit = plan, write, context, emit
+        self.plan, self.write, self.emit = plan, write, emit
         self.grid = plan.grid
         self.members: dict[str, Aggregation] = {p.key: p.aggregation for p in plan.products}
         self.members |= {table.key: table.keyed for table in plan.tables}
-        self.keyed = keyed_of(self.members)
+        self.caller = Caller(plan, context, keyed_of(self.members), policy)
         self.outputs = [_Output(product, plan.grid) for product in plan.products]
 
     def run(self, tile: SuperTile) -> Counts:
@@ -127,6 +135,7 @@ class Kernel:
         self._flush(state, tile, tile.box.stop[0], counts)
         self._emit(emissions, counts)
         counts.bytes_read = rows.bands.bytes_read
+        counts.failed_patches, counts.patch_errors = self.caller.failed, tuple(self.caller.errors)
         return counts
 
     # ---- patches ---------------------------------------------------------------------------
@@ -161,16 +170,37 @@ class Kernel:
         if not pending:
             return
         with self._phase(counts, "operate"):
-            returned = self.plan.operator.run(pending, self.plan.scale, self.context, self.keyed)
+            returned = self.caller.run(pending)
         with self._phase(counts, "aggregate"):
             for patch, result in zip(pending, returned, strict=True):
+                if result is None:
+                    self._skip(results, tile, patch)
+                    continue
                 named = entries(result, self.members)
                 for output, held in zip(self.outputs, results.state, strict=True):
                     self._add(output, held, tile, patch, named[output.product.key])
                 for emission in results.emissions:
                     emission.add(patch, named[emission.table.key])
+                counts.hollow_patches += self._is_hollow(patch, named)
         counts.patches += len(pending)
         pending.clear()
+
+    def _is_hollow(self, patch: Patch, named: Mapping[str, Any]) -> bool:
+        """Whether a patch has data, and everything that the operator made of it is missing."""
+        if not all(output.is_missing(named[output.product.key]) for output in self.outputs):
+            return False
+        if not all(_is_nan(named[table.key]) for table in self.plan.tables):
+            return False
+        return patch.data.dtype.kind != "f" or not np.isnan(patch.data).all()
+
+    def _skip(self, results: _Results, tile: SuperTile, patch: Patch) -> None:
+        """A patch without a result is missing data, and counted."""
+        for output, held in zip(self.outputs, results.state, strict=True):
+            cells = output.grid.footprint(patch.anchor).intersect(tile.box)
+            if cells:
+                weighted = output.grid.weighted
+                weights = output.grid.weights(patch.anchor, cells) if weighted else None
+                output.product.aggregation.skip(held, cells, weights)
 
     def _add(
         self,
@@ -323,6 +353,19 @@ class _Output:
         product = self.product
         return product.aggregation.init(self.grid, box, product.leading, product.result_dtype)
 
+    def is_missing(self, result: npt.NDArray[np.generic]) -> bool:
+        """Whether the aggregation takes no cell of a result for an answer.
+
+        Nearly always, the first cell settles it.
+        """
+        first: tuple[Any, ...] = (..., *(slice(0, 1),) * self.grid.box.ndim)
+        return self._has_none(result[first]) and self._has_none(result)
+
+    def _has_none(self, values: npt.NDArray[np.generic]) -> bool:
+        product = self.product
+        valid = product.aggregation.valid(values, product.missing, product.leading)
+        return valid is not None and not valid.any()
+
     def settled(self, state: State) -> dict[str, tuple[npt.NDArray[np.generic], int]]:
         """Finished rows, rounded, by part."""
         return self.product.aggregation.settled(state, self.dtypes, self.fills)
@@ -334,3 +377,10 @@ def _uncovered(state: State) -> int:
     if reached is None:
         return 0
     return int(reached.size - np.count_nonzero(reached))
+
+
+def _is_nan(result: Any) -> bool:
+    """Whether a result that becomes rows is an array of nothing but NaN."""
+    if not isinstance(result, np.ndarray) or result.dtype.kind != "f" or not result.size:
+        return False
+    return bool(np.isnan(result).all())

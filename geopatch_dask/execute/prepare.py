@@ -6,13 +6,12 @@ else: another plan's result is never overwritten without being told to.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from geopatch_dask.errors import PlanMismatch
-from geopatch_dask.execute.tile import layout_digest
+from geopatch_dask.errors import PlanMismatch, TargetError
 from geopatch_dask.planning.core import PlanBase, read_plan
-from geopatch_dask.planning.identity import differing
+from geopatch_dask.planning.identity import MENDED, differing, digest
 from geopatch_dask.store.records import Ledger, Record
 from geopatch_dask.store.tables import delete_parts, drop_strays, parts, write_schema
 from geopatch_dask.store.target import FINGERPRINT, TABLE_NAMES, finish, read_root
@@ -20,10 +19,14 @@ from geopatch_dask.store.template import ArraySpec, create, is_complete, reopen
 
 __all__ = [
     "FINGERPRINT",
+    "check_mismatch",
     "complete",
+    "complete_if_done",
     "finished",
     "forget_other_layouts",
+    "ids",
     "prepare",
+    "token",
     "unfinished",
 ]
 
@@ -50,7 +53,7 @@ def prepare(plan: PlanBase, overwrite: bool = False) -> bool:
         When something else is there, or it cannot be written.
     """
     if not overwrite:
-        _check_mismatch(plan)
+        check_mismatch(plan)
     layout, shape = plan.layout, plan.grid.shape
     specs = [
         ArraySpec(
@@ -75,7 +78,14 @@ def prepare(plan: PlanBase, overwrite: bool = False) -> bool:
     return made
 
 
-def _check_mismatch(plan: PlanBase) -> None:
+def check_mismatch(plan: PlanBase) -> None:
+    """Refuse a target that holds what another plan made; nothing is written.
+
+    Raises
+    ------
+    PlanMismatch
+        Naming what differs.
+    """
     theirs = (read_root(plan.target) or {}).get("attributes", {}).get(FINGERPRINT)
     if not isinstance(theirs, str):
         return
@@ -86,7 +96,7 @@ def _check_mismatch(plan: PlanBase) -> None:
         raise PlanMismatch(
             f"{plan.target.display} holds the result of another plan; it differs in "
             f"{', '.join(names)}: choose another target, or pass overwrite=True (--overwrite) to "
-            "replace it",
+            f"replace it{MENDED if names == ['operator.code'] else ''}",
             names,
         )
     layout = stored.get("layout", {})
@@ -100,11 +110,19 @@ def _check_mismatch(plan: PlanBase) -> None:
             )
 
 
+def ids(plan: PlanBase) -> Iterator[str]:
+    """Names of all super-tiles: to read records by, where they cannot be listed."""
+    return (tile.id for tile in plan.layout)
+
+
 def finished(plan: PlanBase) -> tuple[dict[str, Record], list[str]]:
     """Records of super-tiles that are done, of any layout, and what is wrong with others."""
     ledger = Ledger(plan.target, plan.fingerprint)
-    records = ledger.done()
+    records = ledger.done(expected=ids(plan))
     problems = list(ledger.problems)
+    torn = [records.pop(name) for name in ledger.contested() & records.keys()]
+    problems += [f"{record.id}: done and given up at once" for record in torn]
+    _forget(plan, torn)
     for table in plan.tables:
         there = parts(plan.target, table.name)
         lost = [r for r in records.values() if r.tables.get(table.name) and r.id not in there]
@@ -120,6 +138,45 @@ def complete(plan: PlanBase) -> None:
     names = [table.name for table in plan.tables]
     drop_strays(plan.target, names, Ledger(plan.target, plan.fingerprint))
     finish(plan.target)
+
+
+def complete_if_done(plan: PlanBase, expected: int | None) -> list[str]:
+    """Declare a target complete if every super-tile has a record.
+
+    Parameters
+    ----------
+    plan : PlanBase
+    expected : int or None
+        How many records there must be, as far as this run knows; None: others work on the rest of
+        the plan, so all records are read to find out.
+
+    Returns
+    -------
+    list of str
+        What is wrong, if anything.
+    """
+    ledger = Ledger(plan.target, plan.fingerprint)
+    if expected is None:
+        records, _ = finished(plan)
+        if plan.layout.unfinished([record.box for record in records.values()]):
+            return []
+    elif (there := _count(ledger, expected)) < expected:
+        return [
+            f"{expected - there} records are gone since they were written: does another run with "
+            "other super-tiles work on this target? Run the same command again"
+        ]
+    complete(plan)
+    return []
+
+
+def _count(ledger: Ledger, expected: int) -> int:
+    """Records that are there; taken for granted where they cannot be listed."""
+    try:
+        return len(ledger.names())
+    except TargetError as error:
+        if error.kind != "forbidden":
+            raise
+        return expected
 
 
 def unfinished(
@@ -150,16 +207,23 @@ def forget_other_layouts(plan: PlanBase) -> None:
     """Delete records of other layouts, because every super-tile of this one is computed now."""
     if is_complete(plan.target):
         reopen(plan.target)
-    ours = layout_digest(plan)
-    done = Ledger(plan.target, plan.fingerprint).done().values()
+    ours = plan.layout.digest
+    done = Ledger(plan.target, plan.fingerprint).done(expected=ids(plan)).values()
     _forget(plan, [record for record in done if record.layout != ours])
 
 
 def _forget(plan: PlanBase, records: Iterable[Record]) -> None:
     """Delete some records, and those of failures under other layouts: their cells are computed."""
-    ledger, ours = Ledger(plan.target, plan.fingerprint), layout_digest(plan)
-    failed = [record for record in ledger.failed().values() if record.layout != ours]
+    ledger, ours = Ledger(plan.target, plan.fingerprint), plan.layout.digest
+    # Where listing is forbidden, nobody knows what other layouts left.
+    failed = [r for r in ledger.failed(expected=()).values() if r.layout != ours]
     names = [table.name for table in plan.tables]
     for record in [*records, *failed]:
         ledger.delete(record.id)
         delete_parts(plan.target, names, record.id)
+
+
+def token(plan: PlanBase) -> str:
+    """Names one piece of work: values, layout, and where they go (stores by identity)."""
+    opened = id(plan.target.store) if plan.target.store is not None else None
+    return digest([plan.fingerprint, plan.layout.digest, plan.target.to_json(), opened])[:16]

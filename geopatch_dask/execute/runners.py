@@ -1,66 +1,100 @@
-"""Where the graph runs: this thread, threads, processes, or a Dask cluster.
-
-Every runner takes the same graph and calls back once per finished super-tile, in any order.
-"""
+"""What runs a plan: names, clients, clusters; what they offer, and what is started for a run."""
 
 from __future__ import annotations
 
 import logging
-import os
-import signal
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import ExitStack, contextmanager
-from multiprocessing import resource_tracker
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 import dask
-from dask import multiprocessing as dask_processes
-from dask import threaded as dask_threads
-from dask.callbacks import Callback
-from dask.local import get_sync
-from distributed import Client, LocalCluster, as_completed
+from distributed import Client
+from distributed.deploy.cluster import Cluster as DaskCluster
 from distributed.system import MEMORY_LIMIT
 
+from geopatch_dask.clusters.core import Cluster
+from geopatch_dask.clusters.deferred import Deferred
+from geopatch_dask.clusters.local import machine
 from geopatch_dask.errors import OptionError
-from geopatch_dask.execute.graph import TaskGraph
-from geopatch_dask.execute.tile import Outcome
+from geopatch_dask.execute.driver import ALL_AT_ONCE
+from geopatch_dask.execute.policy import Policy
+from geopatch_dask.execute.versions import compare_versions
+from geopatch_dask.execute.workers import InThread, OnCluster, Threads, Workers
 from geopatch_dask.planning.core import PlanBase
 
-__all__ = ["Scheduler", "machine", "resources", "run_graph"]
+__all__ = [
+    "AnyScheduler",
+    "Scheduler",
+    "check_scheduler",
+    "local_client",
+    "machine",
+    "opened",
+    "resources",
+    "workers_of",
+]
 
-#: ``None`` (a local cluster of processes), a name, or a client.
-Scheduler = Client | str | None
+#: What a run works with: ``None`` (a local cluster of processes), a name, a client, or a cluster
+#: that is started if there is something to do.
+Scheduler = Client | Deferred | str | None
+#: What users may give: also a cluster, ours or Dask's own.
+AnyScheduler = Scheduler | Cluster | DaskCluster
 
-OnOutcome = Callable[[Outcome], None]
+_log = logging.getLogger(__name__)
 
 _LOCAL = ("sync", "threads", "processes")
 
-_SPAWN = "distributed.nanny.pre-spawn-environ"
-#: Allocation in worker processes, bytes.  Dask's MALLOC_TRIM_THRESHOLD_ of 64 kB also freezes the
-#: size from which glibc maps memory at 128 kB, so that every temporary of an operator is mapped,
-#: zeroed and unmapped again: 7.2 ms of CPU instead of 1.1 for elementwise work on 256 x 256 cells.
-_MALLOC = {"MALLOC_TRIM_THRESHOLD_": 32 << 20, "MALLOC_MMAP_THRESHOLD_": 4 << 20}
-#: What workers log: memory, which decides runs, but not how a connection or a cancelled task ended
-#: (failures of a super-tile come back as outcomes).
-_LOGGING = {
-    "DASK_LOGGING": "{'distributed.worker': 'critical', 'distributed.worker.memory': 'warning'}"
-}
+#: Super-tiles that a worker is given ahead, where there are very many, which are then short.
+#: Dask's 1.1 costs a message for each of them, 0.6 ms of the scheduler's time; with more given
+#: ahead, more are blamed for the death of a worker, and run alone.
+AHEAD = 4.0
 
 
-def machine() -> tuple[int, int]:
-    """Worker slots of this machine, and bytes of memory per slot."""
-    slots = os.cpu_count() or 1
-    return slots, int(MEMORY_LIMIT / slots)
+@contextmanager
+def opened(scheduler: AnyScheduler) -> Iterator[Scheduler]:
+    """What users may give, as what a run works with.
+
+    A cluster lends its client.  Dask's own cluster object gets one for the length of the block.
+
+    Raises
+    ------
+    OptionError
+        For a cluster that is closed, or one that belongs to an event loop (``asynchronous=True``).
+    """
+    if isinstance(scheduler, Cluster):
+        if scheduler.closed:
+            raise OptionError(f"{scheduler!r}: ask for another one with gp.cluster")
+        scheduler = scheduler.client
+    if getattr(scheduler, "asynchronous", False):
+        raise OptionError(
+            f"a {type(scheduler).__name__} with asynchronous=True cannot run a plan, which waits: "
+            "make it without, also in a notebook"
+        )
+    if not isinstance(scheduler, DaskCluster):
+        yield scheduler
+        return
+    with Client(scheduler, set_as_default=False) as client:
+        yield client
 
 
-def resources(scheduler: Scheduler) -> tuple[int, int]:
+def resources(scheduler: AnyScheduler) -> tuple[int, int]:
     """Slots of a scheduler, and bytes of memory per slot (the smallest, on a cluster).
+
+    Of a cluster that was asked for by :func:`geopatch_dask.cluster`, what was asked for counts:
+    its workers may not be there yet.
 
     Raises
     ------
     OptionError
         For an unknown scheduler.
     """
+    if isinstance(scheduler, Cluster):
+        there = bool(scheduler.client.nthreads())
+        slots, memory = (not there and scheduler.expected) or resources(scheduler.client)
+        return scheduler.slots or slots, scheduler.memory or memory
+    if isinstance(scheduler, DaskCluster):
+        with opened(scheduler) as client:
+            return resources(client)
     if isinstance(scheduler, Client):
         workers = scheduler.scheduler_info(n_workers=-1)["workers"].values()
         if workers:
@@ -70,39 +104,84 @@ def resources(scheduler: Scheduler) -> tuple[int, int]:
         return machine()
     if scheduler == "sync":
         return 1, int(MEMORY_LIMIT)
-    if scheduler is None or scheduler in _LOCAL:
+    if scheduler is None or isinstance(scheduler, Deferred) or scheduler in _LOCAL:
         return machine()
     raise OptionError(
-        f"{scheduler!r} is no scheduler: pass None, 'sync', 'threads', 'processes' or a "
-        "distributed.Client"
+        f"{scheduler!r} is no scheduler: pass None, 'sync', 'threads', 'processes', a "
+        "distributed.Client or a cluster (gp.cluster)"
     )
 
 
-def run_graph(
-    plan: PlanBase, graph: TaskGraph, scheduler: Scheduler, on_outcome: OnOutcome
-) -> None:
-    """Run a compiled plan and call ``on_outcome`` as super-tiles finish.
+@contextmanager
+def workers_of(
+    plan: PlanBase,
+    scheduler: Scheduler,
+    tasks: int,
+    policy: Policy,
+    context: Mapping[str, Any] | None,
+    check: Callable[[], None] = lambda: None,
+) -> Iterator[Workers]:
+    """What runs the attempts of a plan under a scheduler.
+
+    Parameters
+    ----------
+    plan : PlanBase
+    scheduler : distributed.Client, Deferred, "sync", "threads", "processes" or None
+    tasks : int
+        Super-tiles to compute; without any, no cluster is started.
+    policy : Policy
+    context : mapping or None
+        What an earlier run found in pass 1.
+    check : callable
+        Called while workers of a new cluster, or the first pass, are waited for; what it raises
+        ends that.
 
     Raises
     ------
     OptionError
-        For an unknown scheduler, or one whose processes cannot reach the target.
+        For an unknown scheduler, one whose processes cannot reach the target, or a time limit
+        where there is no process that could be ended.
     """
-    _check_reachable(plan, scheduler)
-    if not graph.tiles:  # only the finishing task: not worth a cluster
-        _run_local(plan, graph, "sync", on_outcome)
+    check_scheduler(plan, scheduler, policy)
+    if not tasks or scheduler == "sync":
+        yield InThread(plan, policy, context if tasks else {}, check)
+    elif scheduler == "threads":
+        yield Threads(plan, policy, context, check)
     elif isinstance(scheduler, Client):
-        _run_client(graph, scheduler, on_outcome)
-    elif scheduler is None:
-        with local_client(plan, len(graph.tiles)) as client:
-            _run_client(graph, client, on_outcome)
+        _announce(scheduler)
+        yield OnCluster(plan, policy, scheduler, context, check=check)
     else:
-        _run_local(plan, graph, scheduler, on_outcome)
+        how = scheduler if isinstance(scheduler, Deferred) else Deferred()
+        with local_client(plan, tasks, how, check) as client:
+            if how.words.get("dashboard", how.kind in ("local", "kubernetes")) is not False:
+                _announce(client)
+            if how.kind != "local":  # this machine is like itself
+                for line in compare_versions(client):
+                    _log.warning("%s", line)
+            yield OnCluster(plan, policy, client, context, check=check)
 
 
-def _check_reachable(plan: PlanBase, scheduler: Scheduler) -> None:
+def _announce(client: Client) -> None:
+    """Say where the dashboard is, if there is one: it needs bokeh."""
+    if client.dashboard_link and find_spec("bokeh") is not None:
+        _log.info("the Dask dashboard is at %s", client.dashboard_link)
+
+
+def check_scheduler(plan: PlanBase, scheduler: Scheduler, policy: Policy) -> None:
+    """Refuse a scheduler that cannot do what is asked of it.
+
+    Raises
+    ------
+    OptionError
+    """
     resources(scheduler)
-    if scheduler not in ("sync", "threads") and not plan.target.is_shared:
+    if isinstance(scheduler, str) and scheduler in ("sync", "threads"):
+        if policy.timeout is not None:
+            raise OptionError(
+                f"a thread that hangs cannot be ended, so a timeout needs processes, not "
+                f"{scheduler!r}: run with None, or on a cluster"
+            )
+    elif not plan.target.is_shared:
         raise OptionError(
             f"{plan.target.display} lives in the memory of this process; run with 'threads' or "
             "'sync', or write to a path or URL"
@@ -110,98 +189,33 @@ def _check_reachable(plan: PlanBase, scheduler: Scheduler) -> None:
 
 
 @contextmanager
-def local_client(plan: PlanBase, tasks: int) -> Iterator[Client]:
-    """A cluster of single-threaded processes on this machine, on loopback, for one run."""
-    environment = dask.config.get(_SPAWN) | _MALLOC | _LOGGING
+def local_client(
+    plan: PlanBase,
+    tasks: int,
+    how: Deferred | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> Iterator[Client]:
+    """A cluster for one run: by default, single-threaded processes of this machine, on loopback.
+
+    Parameters
+    ----------
+    plan : PlanBase
+        For its slots, and the memory of one.
+    tasks : int
+        Super-tiles to compute: there are no more workers than that.
+    how : Deferred, optional
+    check : callable
+        As for :func:`workers_of`.
+    """
+    workers = max(min(plan.slots, tasks), 1)
+    ahead = {"distributed.scheduler.worker-saturation": AHEAD} if tasks > ALL_AT_ONCE else {}
     with (
-        dask.config.set({"distributed.scheduler.worker-ttl": None, _SPAWN: environment}),
-        ExitStack() as stack,
+        dask.config.set(ahead),
+        (how or Deferred()).started(workers, plan.memory_limit, check) as client,
     ):
-        with _interrupted_later():
-            cluster = stack.enter_context(
-                LocalCluster(
-                    n_workers=max(min(plan.slots, tasks), 1),
-                    threads_per_worker=1,
-                    processes=True,
-                    host="127.0.0.1",
-                    dashboard_address="127.0.0.1:0",
-                    memory_limit=plan.memory_limit,
-                )
-            )
-        client = stack.enter_context(Client(cluster))
         try:
             yield client
         except KeyboardInterrupt:
             # What a worker says when it is stopped in the middle is no news to who stopped it.
             logging.getLogger("distributed").setLevel(logging.CRITICAL)
             raise
-
-
-@contextmanager
-def _interrupted_later() -> Iterator[None]:
-    """Hold Ctrl-C back, here for a while, in processes started meanwhile for good.
-
-    A terminal sends it to workers too, which would die of it with a traceback each.  Threads and
-    processes inherit the mask of the thread that starts them; ours is restored at the end, and an
-    interrupt that came meanwhile is raised there.
-    """
-    resource_tracker.ensure_running()  # whoever starts it, unblocks the signal after it
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _run_client(graph: TaskGraph, client: Client, on_outcome: OnOutcome) -> None:
-    first = [graph.context] if graph.context else []
-    keys = [*first, *graph.tiles, graph.result]
-    futures = client.get(dict(graph), keys, sync=False)
-    names = {future.key: key for future, key in zip(futures, keys, strict=True)}
-    try:
-        for future in as_completed(futures, loop=client.loop):
-            key = names[future.key]
-            if key == graph.context:
-                if future.status == "error":
-                    future.result()  # pass 1 failed: nothing else can run
-            elif future.status == "error" and key != graph.result:
-                on_outcome(_lost(key, future.exception()))
-            elif key != graph.result:
-                on_outcome(future.result())
-            elif future.status == "error" and all(f.status != "error" for f in futures[:-1]):
-                future.result()
-    finally:  # after Ctrl-C, what nobody wants any more is not started
-        for future in futures:
-            future.release()
-
-
-def _lost(key: Any, error: BaseException | None) -> Outcome:
-    """The outcome of a task whose worker died, or that Dask could not run."""
-    return Outcome(
-        ordinal=key[1],
-        id=f"super-tile {key[1]}",
-        state="failed",
-        numbers={},
-        seconds={},
-        error=f"{type(error).__name__}: {error}"[:500],
-    )
-
-
-def _run_local(plan: PlanBase, graph: TaskGraph, scheduler: str, on_outcome: OnOutcome) -> None:
-    tiles = set(graph.tiles)
-
-    def finished(key: Hashable, value: Any, dsk: object, state: object, worker: object) -> None:
-        del dsk, state, worker
-        if key in tiles:
-            on_outcome(value)
-
-    get, options = {
-        "sync": (get_sync, {}),
-        "threads": (dask_threads.get, {"num_workers": plan.slots}),
-        "processes": (
-            dask_processes.get,  # in its default chunks of 6 tasks, workers would wait for others
-            {"num_workers": plan.slots, "optimize_graph": False, "chunksize": 1},
-        ),
-    }[scheduler]
-    with Callback(posttask=finished):
-        get(dict(graph), graph.result, **options)

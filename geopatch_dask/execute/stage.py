@@ -7,6 +7,8 @@
     (join-<fp>, level, j)    two states into one
        |
     context-<fp>             recorded beside the target, then finalized; every tile depends on it
+
+What each of them does about failures is :mod:`geopatch_dask.execute.first_pass`.
 """
 
 from __future__ import annotations
@@ -15,56 +17,92 @@ from typing import Any
 
 from geopatch_dask.aggregation.passes import reduce_leaves
 from geopatch_dask.aggregation.statistic import StatisticState
-from geopatch_dask.errors import OptionError, RecordError
-from geopatch_dask.planning.context import (
-    CONTEXT_FILE,
-    Context,
-    state_from_json,
-    state_to_json,
-)
+from geopatch_dask.errors import RecordError
+from geopatch_dask.execute.first_pass import Care, CarefulPass, context_of
+from geopatch_dask.execute.metrics import count_leaves
+from geopatch_dask.planning.context import CONTEXT_FILE, state_from_json, state_to_json
 from geopatch_dask.planning.core import PlanBase
 from geopatch_dask.store.records import Ledger
 
-__all__ = ["join_states", "leaf_runs", "recorded_context", "run_leaves", "settle_context"]
+__all__ = [
+    "CARE",
+    "JOINING",
+    "SETTLING",
+    "join_states",
+    "leaf_runs",
+    "recorded_context",
+    "run_leaves",
+    "settle_context",
+]
 
 #: Tasks of pass 1 per worker slot.
 TASKS_PER_SLOT = 8
+#: Where it failed, if at no leaf.
+JOINING = "when two states of its statistic were merged"
+SETTLING = "when what it found was recorded"
 
-
-def _context(plan: PlanBase) -> Context:
-    if plan.context is None:
-        raise OptionError("the plan has no first pass")
-    return plan.context
+#: Of a pass that is not told otherwise.
+CARE = Care()
 
 
 def leaf_runs(plan: PlanBase) -> list[tuple[int, int]]:
     """Ranges of leaves, one per task: aligned powers of two, so that the tree stays the same."""
-    leaves = _context(plan).source(plan.field, plan.grid, plan.operator).leaves
+    leaves = context_of(plan).source(plan.field, plan.grid, plan.operator).leaves
     run = 1
     while leaves / run > TASKS_PER_SLOT * plan.slots:
         run *= 2
     return [(first, min(first + run, leaves)) for first in range(0, leaves, run)]
 
 
-def run_leaves(plan: PlanBase, first: int, last: int) -> StatisticState:
-    """The state of some leaves; the function behind every task of pass 1."""
-    context = _context(plan)
-    source = context.source(plan.field, plan.grid, plan.operator)
-    return reduce_leaves(source, context.statistic, first, last)
+def run_leaves(plan: PlanBase, first: int, last: int, care: Care = CARE) -> StatisticState:
+    """The state of some leaves; the function behind every task of pass 1.
+
+    Raises
+    ------
+    FirstPassFailed
+    """
+
+    def call() -> StatisticState:
+        source = CarefulPass(plan, care)
+        return reduce_leaves(source, context_of(plan).statistic, first, last)
+
+    state = care.take(plan, call, lambda: JOINING)
+    count_leaves(plan, last - first)
+    return state
 
 
-def join_states(plan: PlanBase, left: StatisticState, right: StatisticState) -> StatisticState:
-    """Merge two states, the one of the earlier leaves first."""
-    # A task must not change its inputs: Dask may run it again.
-    kept = {name: array.copy() for name, array in left.items()}
-    return _context(plan).statistic.merge(kept, right)
+def join_states(
+    plan: PlanBase, left: StatisticState, right: StatisticState, care: Care = CARE
+) -> StatisticState:
+    """Merge two states, the one of the earlier leaves first.
+
+    Raises
+    ------
+    FirstPassFailed
+    """
+
+    def call() -> StatisticState:
+        # A task must not change its inputs: Dask may run it again.
+        kept = {name: array.copy() for name, array in left.items()}
+        return context_of(plan).statistic.merge(kept, right)
+
+    return care.take(plan, call, lambda: JOINING)
 
 
-def settle_context(plan: PlanBase, state: StatisticState) -> dict[str, Any]:
-    """Record the state, then say what operators get."""
-    ledger = Ledger(plan.target, plan.fingerprint)
-    ledger.folder.write(CONTEXT_FILE, state_to_json(state, plan.fingerprint))
-    return dict(_context(plan).statistic.finalize(state))
+def settle_context(plan: PlanBase, state: StatisticState, care: Care = CARE) -> dict[str, Any]:
+    """Record the state, then say what operators get.
+
+    Raises
+    ------
+    FirstPassFailed
+    """
+
+    def call() -> dict[str, Any]:
+        ledger = Ledger(plan.target, plan.fingerprint)
+        ledger.folder.write(CONTEXT_FILE, state_to_json(state, plan.fingerprint))
+        return dict(context_of(plan).statistic.finalize(state))
+
+    return care.take(plan, call, lambda: SETTLING)
 
 
 def recorded_context(plan: PlanBase) -> tuple[dict[str, Any] | None, str]:
@@ -76,4 +114,4 @@ def recorded_context(plan: PlanBase) -> tuple[dict[str, Any] | None, str]:
         state = state_from_json(data, plan.fingerprint)
     except RecordError as error:
         return None, str(error)
-    return dict(_context(plan).statistic.finalize(state)), ""
+    return dict(context_of(plan).statistic.finalize(state)), ""
