@@ -62,7 +62,8 @@ JOB: dict[str, dict[str, Any]] = {
     "patch": {"size": 64, "step": 48, "window": "hann"},
     "operator": {"function": "MODULE:double"},
     "output": {"target": "out.zarr", "chunks": 64},
-    "run": {"outer": 128, "scheduler": "sync", "log_every": 600},  # one line is one line
+    "run": {"outer": 128, "log_every": 600},  # one line is one line
+    "cluster": {"kind": "sync"},
 }
 
 
@@ -91,7 +92,7 @@ class Shop:
         """Write a job file; ``changes`` are ``"section.key": value``, of which None drops a key."""
         sections = {section: dict(keys) for section, keys in JOB.items()}
         for place, value in (changes or {}).items():
-            section, key = place.split(".")
+            section, _, key = place.rpartition(".")
             sections.setdefault(section, {})[key] = value
         lines = []
         for section, keys in sections.items():

@@ -10,7 +10,7 @@ import pytest
 import zarr
 from cli_jobs import Raw, Shop, geopatch, stored
 
-from geopatch_dask.execute import connect
+from geopatch_dask.clusters import address
 
 Captured = pytest.CaptureFixture[str]
 
@@ -43,15 +43,15 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"patch.step": Raw("nan")}, "step must be whole cells, at least 1; got nan"),
     ({"patch.step": 1.5}, "got 1.5"),
     ({"patch.boundary": "wrap"}, "boundary 'wrap' is none of"),
-    ({"patch.boundary": "raise", "patch.size": 60}, "choose boundary='shift'"),
+    ({"patch.boundary": "raise", "patch.size": 60}, "choose [patch] boundary = 'shift'"),
     ({"output.chunks": 0}, "chunks must be whole cells"),
     ({"output.shards": 96}, "use shards of 128"),
     ({"run.outer": 96}, "use 128"),
     ({"run.outer": 0}, "outer must be whole cells"),
     ({"run.outer": "large"}, "neither 'auto'"),
-    ({"run.memory_limit": "1 MB"}, "memory_limit="),
+    ({"run.memory_limit": "1 MB"}, "give it [run] memory_limit = '"),
     ({"run.memory_limit": "much"}, "write 4294967296 or '4 GiB'"),
-    ({"run.scheduler": "thread"}, "did you mean 'threads'?"),
+    ({"cluster.kind": "thread"}, "did you mean 'threads'?"),
     ({"operator.function": "MODULE:trimmed"}, "its last 2 axes must be (64, 64)"),
     ({"operator.function": "MODULE:raising"}, "failed on patch 0"),
     ({"operator.function": "MODULE:absent"}, "has no 'absent'"),
@@ -102,7 +102,7 @@ def test_bad_files(shop: Shop, capsys: Captured) -> None:
     [
         (["runn"], "did you mean 'run'?"),
         ([], "--help"),
-        (["run", "--scheduller", "sync"], "did you mean --scheduler?"),
+        (["run", "--clustre", "sync"], "did you mean --cluster?"),
         (["run"], "--field"),
         (["status"], "TARGET"),
         (["status", "nowhere.zarr"], "no plan is recorded beside"),
@@ -152,8 +152,8 @@ def test_a_zarr_of_somebody_else_is_left_alone(shop: Shop, capsys: Captured) -> 
 def test_no_scheduler_at_the_address(
     shop: Shop, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connect, "TIMEOUT", 0.5)
-    job = shop.job({"run.scheduler": "tcp://127.0.0.1:9"})
+    monkeypatch.setattr(address, "TIMEOUT", 0.5)
+    job = shop.job({"cluster.kind": "tcp://127.0.0.1:9"})
     before = shop.paths()
     assert "no Dask scheduler answers at tcp://127.0.0.1:9" in refused(capsys, "run", job)
     assert shop.paths() == before

@@ -30,6 +30,8 @@ def interrupted(shop: Shop, job: str, records: int) -> tuple[int, str]:
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # In the background of a script, Ctrl-C is ignored, and that is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         until = time.monotonic() + 200
@@ -44,11 +46,11 @@ def interrupted(shop: Shop, job: str, records: int) -> tuple[int, str]:
     return process.returncode, told
 
 
-@pytest.mark.cluster
+@pytest.mark.slow
 def test_ctrl_c_then_the_same_command_on_processes(shop: Shop) -> None:
     """Under the default local cluster; the rerun uses ``processes``: both import the operator,
     which lies beside the job file and nowhere else."""
-    job = shop.job({**SLOW, "run.outer": 64, "run.scheduler": "local", "run.workers": 1})
+    job = shop.job({**SLOW, "run.outer": 64, "cluster.kind": "local", "run.workers": 1})
     code, told = interrupted(shop, job, 2)
     assert code == 130, told
     assert "Traceback" not in told
@@ -61,13 +63,13 @@ def test_ctrl_c_then_the_same_command_on_processes(shop: Shop) -> None:
     stamps = {path: path.stat().st_mtime_ns for path in kept}
 
     assert shop.calls
-    assert geopatch("run", job, "--scheduler", "processes", "--quiet") == 0
+    assert geopatch("run", job, "--cluster", "processes", "--quiet") == 0
     assert {path: path.stat().st_mtime_ns for path in kept} == stamps
     left = 16 - len(kept)
     assert shop.calls <= 3 + 9 * left  # what planning tries, and at most 3 x 3 per super-tile
 
     whole = shop.folder / "whole.zarr"
-    words = ["--scheduler", "sync", "--outer", "256", "--target", str(whole), "--quiet"]
+    words = ["--cluster", "sync", "--outer", "256", "--target", str(whole), "--quiet"]
     assert geopatch("run", job, *words, "--set", "operator.options={seconds=0}") == 0
     assert stored(whole) == stored(shop.target)
 
@@ -82,7 +84,7 @@ def test_a_cluster_that_runs_already_finds_the_operator_too(
     with LocalCluster(
         n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0"
     ) as cluster:
-        assert geopatch("run", job, "--scheduler", cluster.scheduler_address) == 0
+        assert geopatch("run", job, "--cluster", cluster.scheduler_address) == 0
     assert "4: 4 done" in capsys.readouterr().out
     whole = shop.folder / "whole.zarr"
     assert geopatch("run", job, "--outer", "256", "--target", str(whole), "--quiet") == 0
@@ -100,6 +102,7 @@ def test_bad_input_is_one_line_and_exit_2(shop: Shop) -> None:
     assert shop.paths() == before
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_a_bar(shop: Shop) -> None:
     job = shop.job({**SLOW, "run.outer": 64})
     shown = _on_a_terminal(command("run", job, "--set", "operator.options={seconds=0.01}"))

@@ -14,7 +14,7 @@ from cli_jobs import Raw, Shop, geopatch, stored
 
 import geopatch_dask as gp
 from geopatch_dask.cli.progress import Counts, Lines
-from geopatch_dask.execute.tile import Outcome
+from geopatch_dask.report.outcome import Outcome
 
 Captured = pytest.CaptureFixture[str]
 
@@ -37,12 +37,21 @@ def test_plan_explains_and_writes_nothing(shop: Shop, capsys: Captured) -> None:
     assert shop.paths() == before
 
 
+def test_plan_says_what_run_would_refuse(shop: Shop, capsys: Captured) -> None:
+    job = shop.job()
+    assert geopatch("run", job, "--quiet") == 0
+    assert geopatch("plan", job) == 0
+    assert "would refuse" not in capsys.readouterr().err
+    assert geopatch("plan", job, "--window", "boxcar") == 0
+    assert "geopatch run would refuse this: " in capsys.readouterr().err
+
+
 def test_plan_takes_flags_alone(
     shop: Shop, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(shop.folder)
     words = "--field scene.tif --size 64,64 --step 48 --window hann --target out.zarr --outer 128"
-    words += f" --operator {shop.module}:double --chunks 64 --scheduler sync --memory-limit 4GiB"
+    words += f" --operator {shop.module}:double --chunks 64 --cluster sync --memory-limit 4GiB"
     assert geopatch("plan", *words.split()) == 0
     assert "4 of 128 x 128" in capsys.readouterr().out
 
@@ -60,7 +69,7 @@ def test_plan_writes_json_and_a_drawing_where_asked(shop: Shop, capsys: Captured
 
 
 def test_plan_for_a_cluster_that_is_down_needs_only_numbers(shop: Shop, capsys: Captured) -> None:
-    job = shop.job({"run.scheduler": "tcp://127.0.0.1:9", "run.workers": 3})
+    job = shop.job({"cluster.kind": "tcp://127.0.0.1:9", "run.workers": 3})
     assert geopatch("plan", job, "--memory-limit", "2 GiB") == 0
     assert "on 3 slots" in capsys.readouterr().out
 
@@ -87,7 +96,7 @@ def test_another_layout_and_scheduler_give_the_same_bytes(shop: Shop) -> None:
     job = shop.job()
     assert geopatch("run", job, "--quiet") == 0
     other = shop.folder / "other.zarr"
-    words = ["--outer", "64,256", "--target", str(other), "--scheduler", "threads"]
+    words = ["--outer", "64,256", "--target", str(other), "--cluster", "threads"]
     assert geopatch("run", job, "--quiet", "--workers", "2", *words) == 0
     assert stored(other) == stored(shop.target)
 
@@ -200,14 +209,14 @@ def test_an_interrupt_is_exit_130_and_keeps_what_is_done(
 def test_a_store_that_breaks_off_is_exit_1(
     shop: Shop, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from geopatch_dask.execute import api
+    from geopatch_dask.execute import run
 
     def gone(target: object) -> bool:
         raise gp.TargetError("the disk\nis gone")
 
     job = shop.job()
     with monkeypatch.context() as patch:
-        patch.setattr(api, "is_complete", gone)
+        patch.setattr(run, "is_complete", gone)
         assert geopatch("run", job) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("geopatch: error: the run broke off (TargetError: the disk is gone)")
@@ -246,7 +255,7 @@ def test_status_of_what_was_left_behind(shop: Shop, capsys: Captured) -> None:
     job = shop.job()
     assert geopatch("run", job, "--quiet") == 0
     shop.records()[0].unlink()
-    assert geopatch("run", job, "--scheduler", "sync", "--quiet") == 0
+    assert geopatch("run", job, "--cluster", "sync", "--quiet") == 0
     shop.records()[0].unlink()
     root = shop.target / "zarr.json"
     root.write_text(root.read_text().replace('"geopatch:complete": true', '"x": 1'))

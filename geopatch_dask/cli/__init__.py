@@ -1,7 +1,8 @@
-"""The command ``geopatch``: demo, plan, run, status.
+"""The command ``geopatch``: demo, plan, run, submit, status, retry, verify, doctor.
 
 An error is one line on stderr that says what to do, and an exit code: 0 done, 1 incomplete, 2 bad
-input (nothing has been written), 130 interrupted.  Never a traceback, unless ``--traceback`` asks.
+input (nothing has been written), 130 interrupted (Ctrl-C), 143 terminated (SIGTERM).  Never a
+traceback, unless ``--traceback`` asks.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ from geopatch_dask.cli.console import (
     INCOMPLETE,
     INTERRUPTED,
     OK,
+    TERMINATED,
     Stopped,
+    Terminated,
     note,
     short_warnings,
     show_traceback,
+    terminable,
 )
 from geopatch_dask.cli.parser import build_parser
-from geopatch_dask.errors import GeopatchError
+from geopatch_dask.errors import GeopatchError, RunIncomplete
 from geopatch_dask.execute.api import UncoveredWarning
 
 __all__ = ["main"]
@@ -42,8 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        with short_warnings(UncoveredWarning):
+        with terminable(), short_warnings(UncoveredWarning):
             args = build_parser().parse_args(words)
+            args.words = words
             code: int = args.call(args)
             return code
     except SystemExit as stop:  # --help and --version
@@ -51,6 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `geopatch plan job.toml | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return INCOMPLETE
+    except Terminated:
+        note("run the same command again", "terminated")
+        return TERMINATED
     except KeyboardInterrupt:
         note("run the same command again", "interrupted")
         return INTERRUPTED
@@ -67,6 +75,6 @@ def _told(error: Exception) -> int:
         return error.code
     if isinstance(error, GeopatchError):
         note(str(error), "error")
-        return BAD_INPUT
+        return INCOMPLETE if isinstance(error, RunIncomplete) else BAD_INPUT
     note(f"unexpected {type(error).__name__}: {error}; --traceback shows where", "error")
     return INCOMPLETE

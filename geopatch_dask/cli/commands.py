@@ -4,34 +4,55 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console, Group
+
 import geopatch_dask as gp
+from geopatch_dask.cli.clusters import planning_on, scheduler_of, slots_and_memory
 from geopatch_dask.cli.console import (
     BAD_INPUT,
     INCOMPLETE,
     INTERRUPTED,
     OK,
+    TERMINATED,
     Stopped,
+    Terminated,
     note,
     one_line,
     out,
+    told_logs,
 )
 from geopatch_dask.cli.job import Job, load_job
-from geopatch_dask.cli.keys import KEYS, find, nearest, toml_value
+from geopatch_dask.cli.keys import KEYS, find, parted, toml_value
 from geopatch_dask.cli.progress import progress_for
-from geopatch_dask.errors import GeopatchError, OptionError
-from geopatch_dask.execute.connect import connect
-from geopatch_dask.execute.report import Report
-from geopatch_dask.execute.runners import Scheduler, resources
+from geopatch_dask.errors import GeopatchError, OptionError, PlanMismatch
+from geopatch_dask.execute.metrics import serve
+from geopatch_dask.execute.prepare import check_mismatch
+from geopatch_dask.execute.presence import TargetGone
+from geopatch_dask.execute.runners import Scheduler
 from geopatch_dask.planning.drawing import pyplot
+from geopatch_dask.planning.nodes import parse_nodes
+from geopatch_dask.report.report import Report
 
-__all__ = ["job_of", "make_plan", "plan", "run", "run_plan", "status"]
+__all__ = [
+    "job_of",
+    "make_plan",
+    "plan",
+    "run",
+    "run_plan",
+    "settings",
+    "status",
+    "verdict",
+]
 
-_LOCAL = ("local", "processes", "threads", "sync")
+#: Characters of a line that no terminal breaks.
+_WIDE = 240
 
 
 def plan(args: argparse.Namespace) -> int:
@@ -39,9 +60,10 @@ def plan(args: argparse.Namespace) -> int:
     job = job_of(args)
     if args.draw:
         pyplot()  # what is missing for it is said before the work
-    with job.importable(), _planning_on(job) as scheduler:
+    nodes = parse_nodes(args.nodes) if args.nodes else None
+    with job.importable(), planning_on(job) as scheduler:
         made = make_plan(job, scheduler)
-        explanation = made.explain()
+        explanation = made.explain(nodes)
     if args.json == "-":
         out(made.to_json())
     else:
@@ -50,6 +72,12 @@ def plan(args: argparse.Namespace) -> int:
         _save(args.json, made.to_json())
     if args.draw:
         _drawn(args.draw, explanation.draw)
+    try:
+        check_mismatch(made)
+    except PlanMismatch as error:
+        note(f"geopatch run would refuse this: {error}", "note")
+    except GeopatchError:  # a target that cannot be read: run says what that means for it
+        pass
     return OK
 
 
@@ -57,18 +85,45 @@ def run(args: argparse.Namespace) -> int:
     """Do a job, or what is left of it."""
     job = job_of(args)
     quiet = bool(job.get("run", "quiet", False))
-    with job.importable(), _scheduler(job) as scheduler:
+    with job.importable(), scheduler_of(job) as scheduler:
         made = make_plan(job, scheduler)
         report = run_plan(job, made, scheduler, overwrite=args.overwrite)
     if not quiet:
         out(report)
+    share = job.get("run", "share") is not None
+    return verdict(report, bool(job.get("run", "allow_uncovered", False)), share)
+
+
+def verdict(report: Report, allowed: bool, share: bool = False) -> int:
+    """The exit code of a run, and one line on stderr that says why it is not 0.
+
+    Parameters
+    ----------
+    report : Report
+    allowed : bool
+        Whether uncovered cells are all right.
+    share : bool
+        Whether the run was to do a part of the plan only.
+    """
+    if report.cancelled:
+        note("the run was cancelled; run the same command again to finish", "cancelled")
+        return INTERRUPTED
+    if report.first_pass:
+        note(one_line(report.first_pass["error"]), "incomplete")
+        return INCOMPLETE
+    if share and not report.complete and not report.failures:
+        note("this share is done; others are not yet")
+        return OK
+    for problem in report.problems:
+        note(problem, "problem")
     return judged(
         report.complete,
         report.supertiles,
         len(report.failures),
         report.totals.get("uncovered", 0),
-        bool(job.get("run", "allow_uncovered", False)),
+        allowed,
         report.failures[0].error if report.failures else "",
+        report.failed_patches,
     )
 
 
@@ -83,18 +138,21 @@ def status(args: argparse.Namespace) -> int:
     if args.draw:
         pyplot()
     found = gp.status(target, options)
-    out(json.dumps(_status_json(found), indent=1) if args.json else found)
+    if args.json:
+        out(json.dumps(_status_json(found), indent=1))
+    else:
+        _show(found.table(failed=args.failed, traceback=args.traceback))
     if args.draw:
         _drawn(args.draw, found.draw)
-    failed = [r for r in found.records.values() if r.state == "failed"]
-    first = (failed[0].error or {}) if failed else {}
+    if args.html:
+        note(f"the report is in {found.to_html(args.html)}")
     return judged(
         found.complete,
         found.layout.count,
-        len(failed),
+        len(found.failed),
         found.totals()["uncovered"],
         allowed,
-        f"{first.get('type')}: {first.get('message')}" if first else "",
+        _error_text(found.failed[0].error) if found.failed else "",
     )
 
 
@@ -103,19 +161,27 @@ def status(args: argparse.Namespace) -> int:
 
 def job_of(args: argparse.Namespace) -> Job:
     """The job of a command line: its file, then ``--set``, then the flags."""
-    given: dict[tuple[str, str], Any] = {}
-    for text in args.set or ():
-        place, equals, value = text.partition("=")
-        section, dot, name = place.strip().partition(".")
-        if not equals or not dot:
-            raise OptionError(f"--set {text!r} is not of the form section.key=value")
-        find(section, name)
-        given[section, name] = toml_value(value.strip())
+    given = settings(args)
     for key in KEYS:
         value = getattr(args, f"{key.section}.{key.name}", None)
         if value is not None:
             given[key.section, key.name] = value
     return load_job(args.job, given)
+
+
+def settings(args: argparse.Namespace) -> dict[tuple[str, str], Any]:
+    """What ``--set`` gave."""
+    given: dict[tuple[str, str], Any] = {}
+    for text in args.set or ():
+        place, equals, value = text.partition("=")
+        section, name = parted(place.strip())
+        if not equals or not (section and name):
+            # Of what has no "=", the value cannot be told, which may be a secret.
+            shown = repr(place) if equals else f"{text[:4]!r}..."
+            raise OptionError(f"--set {shown} is not of the form section.key=value")
+        find(section, name)
+        given[section, name] = toml_value(value.strip())
+    return given
 
 
 def make_plan(job: Job, scheduler: Scheduler) -> gp.Plan:
@@ -128,7 +194,7 @@ def make_plan(job: Job, scheduler: Scheduler) -> gp.Plan:
     Stopped
         For anything else that goes wrong before the first super-tile.
     """
-    slots, memory = _resources(job, scheduler)
+    slots, memory = slots_and_memory(job, scheduler)
     try:
         return gp.plan(**job.plan_arguments(), slots=slots, memory_limit=memory)
     except GeopatchError:
@@ -151,22 +217,47 @@ def run_plan(job: Job, made: gp.Plan, scheduler: Scheduler, overwrite: bool = Fa
     """
     quiet = bool(job.get("run", "quiet", False))
     every = float(job.get("run", "log_every", 10.0))
-    progress = progress_for(made.n_supertiles, quiet, every)
+    partial = job.get("run", "share") is not None
+    progress = progress_for(made.n_supertiles, quiet, every, partial)
     try:
-        with progress:
-            return made.run(scheduler, overwrite=overwrite, progress=progress, on_failure="return")
+        with told_logs(quiet), _serving(job), progress:
+            return made.run(
+                scheduler,
+                policy=job.policy,
+                share=job.get("run", "share"),
+                overwrite=overwrite,
+                progress=progress,
+                on_failure="return",
+            )
     except KeyboardInterrupt as error:
+        ended = isinstance(error, Terminated)
         raise Stopped(
-            f"{_kept(made)}; run the same command again to finish", INTERRUPTED, "interrupted"
+            f"{_kept(made)}; run the same command again to finish",
+            TERMINATED if ended else INTERRUPTED,
+            "terminated" if ended else "interrupted",
         ) from error
     except Exception as error:
-        if isinstance(error, GeopatchError) and not progress.counts.done:
+        nothing = isinstance(error, GeopatchError) and not progress.counts.done
+        if nothing or isinstance(error, TargetGone):
             raise
         raise Stopped(
             f"the run broke off ({type(error).__name__}: {error}); {_kept(made)}: mend the cause "
             "and run the same command again",
             INCOMPLETE,
         ) from error
+
+
+@contextmanager
+def _serving(job: Job) -> Iterator[None]:
+    """Within it, what this process counts can be scraped, if the job says where."""
+    address = job.get("run", "metrics")
+    if address is None:
+        yield
+        return
+    with serve(str(address)) as port:
+        if not job.get("run", "quiet", False):
+            note(f"numbers for Prometheus are at port {port}")
+        yield
 
 
 def _kept(made: gp.Plan) -> str:
@@ -180,7 +271,13 @@ def _kept(made: gp.Plan) -> str:
 
 
 def judged(
-    complete: bool, supertiles: int, failed: int, uncovered: int, allowed: bool, first: str
+    complete: bool,
+    supertiles: int,
+    failed: int,
+    uncovered: int,
+    allowed: bool,
+    first: str,
+    failed_patches: int = 0,
 ) -> int:
     """The exit code, and one line on stderr that says why it is not 0.
 
@@ -193,6 +290,8 @@ def judged(
         Whether uncovered cells are all right.
     first : str
         The error of the first super-tile that failed.
+    failed_patches : int
+        Left out of super-tiles that are done.
     """
     if not complete and failed:
         note(
@@ -202,11 +301,17 @@ def judged(
         )
     elif not complete:
         note("not all super-tiles are done; run the same command again to finish", "incomplete")
+    elif failed_patches:
+        note(
+            f"{failed_patches:,} patches failed and were left out ([run] on_error = 'fill'); mend "
+            "the cause, then geopatch retry computes them again",
+            "incomplete",
+        )
     elif uncovered and not allowed:
         note(
             f"{uncovered:,} cells were reached by no patch and hold the fill value; "
-            "boundary = 'shift' covers every cell of a regular stride, --allow-uncovered "
-            "accepts them",
+            "a step no longer than the patch, with [patch] boundary = 'shift', covers every cell; "
+            "--allow-uncovered accepts them",
             "incomplete",
         )
     else:
@@ -217,49 +322,13 @@ def judged(
 # ---- parts ---------------------------------------------------------------------------------
 
 
-@contextmanager
-def _scheduler(job: Job) -> Iterator[Scheduler]:
-    """What runs the plan: None is a cluster of processes on this machine."""
-    name = _scheduler_name(job)
-    if "://" not in name:
-        yield None if name == "local" else name
-        return
-    with connect(name, job.folders) as client:
-        yield client
-
-
-@contextmanager
-def _planning_on(job: Job) -> Iterator[Scheduler]:
-    """As :func:`_scheduler`; a cluster is asked only for what the job does not say."""
-    told = job.get("run", "workers") is not None and job.memory_limit is not None
-    if told and "://" in _scheduler_name(job):
-        yield None
-        return
-    with _scheduler(job) as scheduler:
-        yield scheduler
-
-
-def _scheduler_name(job: Job) -> str:
-    name = str(job.get("run", "scheduler", "local"))
-    if name not in _LOCAL and "://" not in name:
-        raise OptionError(
-            f"[run] scheduler {name!r} is unknown; did you mean {nearest(name, _LOCAL)!r}? There "
-            f"are {', '.join(_LOCAL)}, and addresses as in tcp://host:8786"
-        )
-    return name
-
-
-def _resources(job: Job, scheduler: Scheduler) -> tuple[int, int]:
-    """Slots, and bytes of memory of one."""
-    slots, memory = resources(scheduler)
-    workers = job.get("run", "workers")
-    if workers is not None and scheduler in (None, "threads", "processes"):
-        slots, memory = workers, memory * slots // workers
-    return slots, job.memory_limit or memory
+def _show(table: Group) -> None:
+    """A table on stdout; as wide as it needs to be where nobody looks at it in a terminal."""
+    width = None if sys.stdout.isatty() else _WIDE
+    Console(file=sys.stdout, width=width, highlight=False).print(table)
 
 
 def _status_json(found: gp.Status) -> dict[str, Any]:
-    failures = [r for r in found.records.values() if r.state == "failed"]
     return {
         "schema": 1,
         "target": found.target,
@@ -268,8 +337,13 @@ def _status_json(found: gp.Status) -> dict[str, Any]:
         "supertiles": found.layout.count,
         "states": found.counts,
         "totals": found.totals(),
-        "failures": [{"id": r.id, "error": _error_text(r.error)} for r in failures],
+        "failures": [
+            {"id": r.id, "error": _error_text(r.error), "attempts": r.attempts}
+            | {"traceback": (r.error or {}).get("traceback", "")}
+            for r in found.failed
+        ],
         "problems": list(found.problems),
+        "runs": [asdict(run) | {"alive": run.alive} for run in found.runs],
     }
 
 

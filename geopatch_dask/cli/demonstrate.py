@@ -15,9 +15,9 @@ from geopatch_dask.demo import job_text
 from geopatch_dask.demo.picture import Comparison, Scenery, draw
 from geopatch_dask.demo.scene import make_scene
 from geopatch_dask.errors import OptionError
-from geopatch_dask.execute.report import Report
 from geopatch_dask.planning.drawing import pyplot
 from geopatch_dask.planning.units import seconds_text
+from geopatch_dask.report.report import Report
 
 __all__ = ["demo"]
 

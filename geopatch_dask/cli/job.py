@@ -7,14 +7,16 @@
     [operator]  function = "mine:enhance"               # mine.py, beside this file
     [output]    target = "out.zarr"
     [run]       workers = 4
+    [cluster]   kind = "local"
+
+    [context]         statistic = "mean-std"            # two passes: context= of the plan
+    [outputs.height]  aggregation = "median"            # one table per key of a dict
 
 Paths in the file are relative to the file; those on the command line to the current folder.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 import os
 import re
 import sys
@@ -23,22 +25,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from dataclasses import field as attribute
+from datetime import time
 from pathlib import Path
 from typing import Any, cast
 
 import geopatch_dask as gp
-from geopatch_dask.cli.keys import SECTIONS, checked, find, nearest
+from geopatch_dask.cli.keys import KEYS, OUTPUTS, SECTIONS, checked, find
+from geopatch_dask.cli.objects import axis, config_of, field_of, first_pass, options_of, several
 from geopatch_dask.errors import OptionError
-from geopatch_dask.fields import as_field
-from geopatch_dask.patch.config import Configurable, load_object
 from geopatch_dask.patch.sampler import Sampler
 from geopatch_dask.patch.window import Window
 from geopatch_dask.planning.units import parse_bytes
 
 __all__ = ["Job", "load_job"]
 
-#: Kinds of fields by their short names.
-_FIELDS: dict[str, type[gp.Field]] = {"raster": gp.RasterField, "xarray": gp.XarrayField}
 #: What every job says.
 _REQUIRED = (("field", "path"), ("patch", "size"), ("operator", "function"), ("output", "target"))
 #: Starts of what is no path of this machine: URLs, GDAL's virtual files and connection strings.
@@ -52,6 +52,7 @@ class Job:
     Parameters
     ----------
     values : mapping of section to mapping of key to value
+        The section of the output ``height`` is ``outputs.height``.
     folders : tuple of str
         Where modules of operators are looked for, before the usual places.
     """
@@ -79,6 +80,16 @@ class Job:
         """Of the target."""
         return cast("dict[str, Any] | None", self.get("output", "storage_options"))
 
+    @property
+    def cluster(self) -> tuple[str, dict[str, Any]]:
+        """Kind of the cluster, and the other words of ``[cluster]``.
+
+        A walltime that TOML takes for a time of day is text again.
+        """
+        words = self._section("cluster")
+        kind = str(words.pop("kind", "local"))
+        return kind, {k: v.isoformat() if isinstance(v, time) else v for k, v in words.items()}
+
     @contextmanager
     def importable(self) -> Iterator[None]:
         """Within it, modules in :attr:`folders` can be imported.
@@ -103,18 +114,17 @@ class Job:
         """
         for section, name in _REQUIRED:
             self._required(section, name)
-        output = self._section("output")
-        found = {name: output.pop(name, None) for name in ("chunks", "shards")}
-        target = gp.Location(self.target, output.pop("storage_options", None))
-        output.pop("target")
+        aggregation, output = self._results()
         return {
-            "field": self._field(),
-            "patcher": self._patcher(),
+            "field": field_of(self._section("field"), "field"),
+            "patcher": self._patcher(aggregation),
             "operator": self._operator(),
-            "target": target,
+            "target": gp.Location(self.target, self.storage_options),
             "outer": self.get("run", "outer", "auto"),
-            "output": gp.Output(**output),
-            **found,
+            "chunks": self.get("output", "chunks"),
+            "shards": self.get("output", "shards"),
+            "output": output,
+            **first_pass(self._section("context")),
         }
 
     @property
@@ -122,6 +132,18 @@ class Job:
         """Bytes of one worker slot, where the job says."""
         given = self.get("run", "memory_limit")
         return None if given is None else parse_bytes(given)
+
+    @property
+    def policy(self) -> gp.Policy:
+        """What the run puts up with.
+
+        Raises
+        ------
+        OptionError
+        """
+        names = ("attempts", "timeout", "on_error", "backups", "window", "losses", "log")
+        given = {name: self.get("run", name) for name in names}
+        return gp.Policy(**{name: value for name, value in given.items() if value is not None})
 
     # ---- parts -----------------------------------------------------------------------------
 
@@ -139,41 +161,54 @@ class Job:
             )
         return value
 
-    def _field(self) -> gp.Field:
-        return _field_of(self._section("field"), "field")
+    def _results(self) -> tuple[Any, Any]:
+        """How results are put together and stored; mappings where the operator returns a dict."""
+        tables = {
+            section.removeprefix(f"{OUTPUTS}."): table
+            for section, table in self.values.items()
+            if section.startswith(f"{OUTPUTS}.")
+        }
+        each = [key.name for key in KEYS if key.section == OUTPUTS]
+        one = {name: self.get("output", name) for name in each}
+        one["aggregation"] = self.get("patch", "aggregation")
+        one = {name: value for name, value in one.items() if value is not None}
+        if not tables:
+            wanted = one.pop("aggregation", "OverlapAdd")
+            return axis(wanted, gp.Aggregation, "[patch] aggregation"), gp.Output(**one)
+        for name in one:
+            place = find("patch" if name == "aggregation" else "output", name).place
+            raise OptionError(
+                f"{place} is of a job with one output, and this one has "
+                f"{', '.join(f'[{OUTPUTS}.{key}]' for key in tables)}; give {name} there"
+            )
+        return several(tables)
 
-    def _patcher(self) -> gp.Patcher:
+    def _patcher(self, aggregation: Any) -> gp.Patcher:
         patch = self._section("patch")
         size = self._required("patch", "size")
         shape = {k: patch[k] for k in ("boundary", "pad_value") if k in patch}
-        geometry = gp.Rectangular(_tuples(size), **shape)
         return gp.Patcher(
-            geometry,
+            gp.Rectangular(_tuples(size), **shape),
             self._sampler(patch.get("sampler", "RegularStride")),
-            cast(Window, _axis(patch.get("window", "Boxcar"), Window, "window")),
-            cast(
-                gp.Aggregation,
-                _axis(patch.get("aggregation", "OverlapAdd"), gp.Aggregation, "aggregation"),
-            ),
+            axis(patch.get("window", "Boxcar"), Window, "[patch] window"),
+            aggregation,
         )
 
     def _sampler(self, given: Any) -> Sampler:
-        config = _config(given, Sampler, "sampler")
+        config = config_of(given, Sampler, "[patch] sampler")
         step = self.get("patch", "step")
-        takes = _options_of(config["class"])
+        takes = options_of(config["class"])
         if "step" in takes and "step" not in config:
             config["step"] = self._required("patch", "step")
         elif step is not None:
             raise OptionError(
                 f"[patch] step does not go with this sampler ({config['class']}); drop one of them"
             )
-        return cast(Sampler, _axis(config, Sampler, "sampler"))
+        return cast(Sampler, axis(config, Sampler, "[patch] sampler"))
 
     def _operator(self) -> gp.Operator:
         function = self._required("operator", "function")
         options = self._section("operator") | {"function": function}
-        if "memory" in options:
-            options["memory"] = parse_bytes(options["memory"])
         return gp.Operator(**options)
 
 
@@ -186,6 +221,7 @@ def load_job(
     ----------
     path : path-like or None
     given : mapping of (section, key) to value
+        Another kind of cluster replaces all of ``[cluster]``.
 
     Raises
     ------
@@ -197,10 +233,13 @@ def load_job(
     folders = [str(Path.cwd())]
     if path is not None:
         file = Path(path)
-        folder = file.resolve().parent
+        folder = file.absolute().parent
         folders.insert(0, str(folder))
-        for section, name, value in _entries(_parsed(file)):
-            values.setdefault(section, {})[name] = _placed(section, name, value, folder)
+        for section, entries in _sections(_parsed(file)):
+            values[section] = {k: _placed(section, k, v, folder) for k, v in entries.items()}
+    kind = (given or {}).get(("cluster", "kind"))
+    if kind is not None and kind != values.get("cluster", {}).get("kind", "local"):
+        values.pop("cluster", None)  # its words are about another kind
     for (section, name), value in (given or {}).items():
         if value is not None:
             values.setdefault(section, {})[name] = _placed(section, name, value, None)
@@ -218,22 +257,42 @@ def _parsed(file: Path) -> dict[str, Any]:
         raise OptionError(f"job file {file} is not TOML: {error}") from None
 
 
-def _entries(document: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+def _sections(document: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Sections of a job file and what they hold, every key of which exists."""
     for section, entries in document.items():
         if section not in SECTIONS and not isinstance(entries, Mapping):
             raise OptionError(
                 f"key {section!r} stands before any section; put it under one of "
                 f"{', '.join(f'[{name}]' for name in SECTIONS)}"
             )
-        if section in SECTIONS and not isinstance(entries, Mapping):
+        if not isinstance(entries, Mapping):
             raise OptionError(f"[{section}] must be a section of keys; got {entries!r}")
-        custom = section == "field" and ":" in str(entries.get("kind", ""))
         if section not in SECTIONS and not entries:
             find(section, "")
-        for name, value in entries.items():
-            if not custom:
-                find(section, name)
-            yield section, name, value
+        parts = _tables(entries) if section == OUTPUTS else {section: entries}
+        for part, keys in parts.items():
+            if section != "field" or ":" not in str(keys.get("kind", "")):  # a kind of your own
+                _known(part, keys)
+            yield part, keys
+
+
+def _tables(entries: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """What ``[outputs]`` holds, by section."""
+    for name, table in entries.items():
+        if not isinstance(table, Mapping):
+            find(OUTPUTS, name)
+    return {f"{OUTPUTS}.{name}": table for name, table in entries.items()}
+
+
+def _known(section: str, keys: Mapping[str, Any]) -> None:
+    for name, value in keys.items():
+        try:
+            find(section, name)
+        except OptionError as error:
+            if section != "output" or not isinstance(value, Mapping):
+                raise
+            hint = f"the table of one output of several is [{OUTPUTS}.{name}]"
+            raise OptionError(f"{error}; {hint}") from None
 
 
 def _placed(section: str, name: str, value: Any, folder: Path | None) -> Any:
@@ -257,92 +316,6 @@ def _absolute(text: Any, folder: Path) -> Any:
     if _REMOTE.match(text) and not beside.exists():
         return text
     return str(beside)
-
-
-# ---- objects -------------------------------------------------------------------------------
-
-
-def _field_of(options: Mapping[str, Any], section: str) -> gp.Field:
-    given = dict(options)
-    kind, path = given.pop("kind", None), given.pop("path", None)
-    if kind is None:
-        field = as_field(path)
-        if not given:
-            return field
-        cls: type[gp.Field] = type(field)
-    else:
-        cls = _field_class(kind)
-    takes = list(inspect.signature(cls).parameters)
-    first = () if path is None else (path,)
-    known = takes[len(first) :]
-    for name in given:
-        if name not in known:
-            raise OptionError(
-                f"[{section}] {name} is nothing that a {cls.__name__} takes; did you mean "
-                f"{nearest(name, known)!r}? It takes {', '.join(known)}"
-            )
-    if isinstance(given.get("mask"), Mapping):
-        given["mask"] = _field_of(given["mask"], "field.mask")
-    try:
-        return cls(*first, **given)
-    except TypeError as error:
-        raise OptionError(f"[{section}] {cls.__name__}: {error}") from None
-
-
-def _field_class(kind: str) -> type[gp.Field]:
-    if ":" in kind:
-        loaded: Any = load_object(kind)
-        if isinstance(loaded, type) and issubclass(loaded, gp.Field):
-            return loaded
-        raise OptionError(f"[field] kind {kind!r} is no Field class")
-    short = kind.lower().removesuffix("field")
-    if short not in _FIELDS:
-        raise OptionError(
-            f"[field] kind {kind!r} is unknown; did you mean {nearest(kind, _FIELDS)!r}? "
-            "Your own are 'module:Class'"
-        )
-    return _FIELDS[short]
-
-
-def _axis(given: Any, base: type[Configurable], name: str) -> Configurable:
-    """A window, an aggregation or a sampler, from its name or a table."""
-    config = _config(given, base, name)
-    takes = _options_of(config["class"])
-    for option in config:
-        if option != "class" and takes and option not in takes:
-            hint = f"did you mean {nearest(option, takes)!r}?"
-            raise OptionError(f"[patch] {name}: {config['class']} takes no {option!r}; {hint}")
-    return base.from_config(config)
-
-
-def _config(given: Any, base: type[Configurable], name: str) -> dict[str, Any]:
-    """The configuration of an axis, its class spelled as the package spells it."""
-    config = {"class": given} if isinstance(given, str) else given
-    if not isinstance(config, Mapping) or not isinstance(config.get("class"), str):
-        raise OptionError(f"[patch] {name} must be a name, or a table with a class; got {given!r}")
-    known = {cls.__name__.lower(): cls.__name__ for cls in _known(base)}
-    wanted = config["class"]
-    spelled = known.get(re.sub(r"[-_ ]", "", wanted).lower())
-    spelled = spelled or known.get(wanted.lower() + "_")  # Any is Any_ in the package
-    if spelled is None and ":" not in wanted:
-        public = sorted(cls.rstrip("_") for cls in known.values())
-        raise OptionError(
-            f"[patch] {name} {wanted!r} is unknown; did you mean {nearest(wanted, public)!r}? "
-            f"There are {', '.join(public)}, and your own as 'module:Class'"
-        )
-    return {**config, "class": spelled or wanted}
-
-
-def _known(base: type[Configurable]) -> list[type[Configurable]]:
-    """Public classes of the package that are such an axis."""
-    public = [getattr(gp, name, None) for name in gp.__all__]
-    return [c for c in public if isinstance(c, type) and issubclass(c, base) and c is not base]
-
-
-def _options_of(name: str) -> list[str]:
-    """Fields of a class of the package; empty for a user's own."""
-    found = [c for c in _known(Configurable) if c.__name__ == name]
-    return [f.name for f in dataclasses.fields(cast(Any, found[0]))] if found else []
 
 
 def _tuples(value: Any) -> Any:

@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -23,10 +23,11 @@ from rich.table import Column
 from rich.text import Text
 
 from geopatch_dask.cli.console import note
-from geopatch_dask.execute.tile import Outcome
 from geopatch_dask.planning.units import bytes_text, seconds_text
+from geopatch_dask.report.outcome import Outcome
+from geopatch_dask.store.jobs import RunState
 
-__all__ = ["Bar", "Counts", "Lines", "Progress", "progress_for"]
+__all__ = ["Bar", "Counts", "Following", "Lines", "Progress", "progress_for"]
 
 
 @dataclass
@@ -41,6 +42,8 @@ class Counts:
         Of these, done by earlier runs; known once the first one is done.
     done, failed, patches, read, written : int
         Of this run; bytes.
+    partial : bool
+        Whether the run is to do a part only: a share, what failed.  Then that part is the total.
     clock : callable
         Seconds, monotonic.
     """
@@ -52,6 +55,7 @@ class Counts:
     patches: int = 0
     read: int = 0
     written: int = 0
+    partial: bool = False
     clock: Callable[[], float] = time.monotonic
     began: float = field(init=False)
     working: float = field(init=False)
@@ -61,6 +65,8 @@ class Counts:
 
     def add(self, outcome: Outcome, todo: int) -> None:
         """Count one super-tile of ``todo`` in this run."""
+        if self.partial:
+            self.total = todo
         self.before = self.total - todo
         if not self.done:
             self.working = max(self.clock() - sum(outcome.seconds.values()), self.began)
@@ -123,8 +129,8 @@ class Counts:
 class Progress:
     """Counts, and shows nothing; a context manager, and the ``progress=`` of a run."""
 
-    def __init__(self, total: int) -> None:
-        self.counts = Counts(total)
+    def __init__(self, total: int, partial: bool = False) -> None:
+        self.counts = Counts(total, partial=partial)
 
     def __enter__(self) -> Self:
         return self
@@ -145,8 +151,8 @@ class Progress:
 class Lines(Progress):
     """A line about every ``every`` seconds, however long a super-tile takes, and a last one."""
 
-    def __init__(self, total: int, every: float = 10.0) -> None:
-        super().__init__(total)
+    def __init__(self, total: int, partial: bool = False, every: float = 10.0) -> None:
+        super().__init__(total, partial)
         self.every = every
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._tell, daemon=True)
@@ -174,8 +180,8 @@ class Lines(Progress):
 class Bar(Progress):
     """A bar on a terminal; it stays when the run is over."""
 
-    def __init__(self, total: int) -> None:
-        super().__init__(total)
+    def __init__(self, total: int, partial: bool = False) -> None:
+        super().__init__(total, partial)
         self._bar = RichProgress(
             SpinnerColumn(finished_text=" "),
             TextColumn("{task.completed:.0f}/{task.total:.0f} super-tiles"),
@@ -200,7 +206,11 @@ class Bar(Progress):
 
     def __call__(self, outcome: Outcome, finished: int, total: int) -> None:
         super().__call__(outcome, finished, total)
-        self._bar.update(self._task, completed=self.counts.reached)
+        self.show()
+
+    def show(self) -> None:
+        """Draw what the counts say."""
+        self._bar.update(self._task, completed=self.counts.reached, total=self.counts.total)
 
 
 class _Numbers(ProgressColumn):
@@ -216,7 +226,9 @@ class _Numbers(ProgressColumn):
         return Text(self.counts.short(), no_wrap=True)
 
 
-def progress_for(total: int, quiet: bool = False, every: float = 10.0) -> Progress:
+def progress_for(
+    total: int, quiet: bool = False, every: float = 10.0, partial: bool = False
+) -> Progress:
     """The progress that suits where stderr goes.
 
     Parameters
@@ -227,10 +239,62 @@ def progress_for(total: int, quiet: bool = False, every: float = 10.0) -> Progre
         Show nothing.
     every : float, seconds
         Between lines of a log.
+    partial : bool
+        See :class:`Counts`.
     """
     if quiet:
-        return Progress(total)
+        return Progress(total, partial)
     stream: Any = sys.stderr
     if stream.isatty() and os.environ.get("TERM", "dumb") != "dumb":
-        return Bar(total)
-    return Lines(total, every)
+        return Bar(total, partial)
+    return Lines(total, partial, every)
+
+
+class Following:
+    """Shows what runs elsewhere last said; a context manager, and the ``progress=`` of a wait.
+
+    Parameters
+    ----------
+    quiet : bool
+        Show nothing.
+    every : float, seconds
+        Between lines of a log.
+    """
+
+    def __init__(self, quiet: bool = False, every: float = 10.0) -> None:
+        self.quiet, self.every = quiet, every
+        self._shown: Progress | None = None
+        self._said = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(self._shown, Bar):
+            self._shown.__exit__(kind, error, trace)
+
+    def __call__(self, runs: Sequence[RunState]) -> None:
+        """Show the sum of some runs."""
+        total = max(run.before + run.total for run in runs)
+        if self._shown is None:
+            found = progress_for(total, self.quiet)
+            self._shown = found if isinstance(found, Bar) else Progress(total)
+            if isinstance(found, Bar):
+                found.__enter__()
+        counts = self._shown.counts
+        counts.before = min(run.before for run in runs)
+        counts.done = sum(run.done + run.failed for run in runs)
+        counts.failed = sum(run.failed for run in runs)
+        counts.patches = sum(run.patches for run in runs)
+        counts.read = sum(run.bytes_read for run in runs)
+        counts.written = sum(run.bytes_written for run in runs)
+        if isinstance(self._shown, Bar):
+            self._shown.show()
+        elif not self.quiet and time.monotonic() - self._said >= self.every:
+            self._said = time.monotonic()
+            note(counts.line())
