@@ -42,6 +42,10 @@ numpydoc_xref_param_type = False
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
+linkcheck_anchors = False  # pages of other projects make theirs by script
+linkcheck_timeout = 20
+linkcheck_retries = 2
+
 html_theme = "furo"
 html_title = f"geopatch_dask {release}"
 html_show_sourcelink = False

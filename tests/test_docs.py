@@ -8,12 +8,15 @@ import dataclasses
 import os
 import re
 import runpy
+import shlex
 import sys
 import tomllib
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -22,10 +25,66 @@ import geopatch_dask as gp
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = sorted(DOCS.glob("*.md"))
+PAGES = sorted(p for p in DOCS.rglob("*.md") if "_build" not in p.parts)
 TEXTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", *PAGES]
-#: Pages whose blocks are one session; the job file's are tested by themselves.
-SESSIONS = ["README.md", "docs/quickstart.md", "docs/aggregations.md"]
+#: Pages whose blocks are one session, executed here.
+SESSIONS = [
+    "README.md",
+    "docs/aggregations.md",
+    "docs/clusters.md",
+    "docs/comparison.md",
+    "docs/concepts.md",
+    "docs/contracts.md",
+    "docs/cost.md",
+    "docs/howto/chunks.md",
+    "docs/howto/normalisation.md",
+    "docs/howto/resume.md",
+    "docs/howto/unet.md",
+    "docs/howto/window.md",
+    "docs/jobs.md",
+    "docs/quickstart.md",
+    "docs/start.md",
+    "docs/storage.md",
+    "docs/trust.md",
+    "docs/watching.md",
+]
+#: Those of them that start clusters, a minute in all; CI runs them with the slow tests.
+CLUSTERS = {
+    *("docs/clusters.md", "docs/howto/resume.md", "docs/jobs.md", "docs/quickstart.md"),
+    *("docs/start.md", "docs/watching.md"),
+}
+#: Pages with a test of their own, and where that is; it must name the page.
+ELSEWHERE = {
+    "docs/deploy/containers.md": "tests/test_deploy_pages.py",
+    "docs/deploy/kubernetes.md": "tests/test_deploy_pages.py",
+    "docs/deploy/pbs.md": "tests/test_jobqueue_pages.py",
+    "docs/deploy/slurm.md": "tests/integration/test_slurm_page.py",
+    "docs/job-file.md": "tests/test_docs.py",
+    "docs/troubleshooting.md": "tests/test_troubleshooting.py",
+}
+#: Pages that take a reader by the hand; each shows a picture.
+TUTORIALS = [
+    "start.md",
+    "quickstart.md",
+    "concepts.md",
+    "howto/chunks.md",
+    "howto/normalisation.md",
+    "howto/resume.md",
+    "howto/unet.md",
+    "howto/window.md",
+    "gallery.md",
+    "watching.md",
+    "comparison.md",
+]
+#: Why a block may be left out, and nothing else.
+REASONS = {
+    "installs software",
+    "is a target of the Makefile",
+    "needs a batch system",
+    "needs a cluster",
+    "needs a store of yours",
+    "says the same in other words",
+}
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +118,39 @@ def rows(page: Path, heading: str) -> list[list[str]]:
 # ---- what pages do -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("page", SESSIONS)
+def runs(block: Any) -> bool:
+    """Whether somebody has to execute a block."""
+    return block.kind in ("python", "console") and block.mark not in ("skip", "file")
+
+
+def test_every_page_is_executed_somewhere(blocks: ModuleType) -> None:
+    told = {*SESSIONS, *ELSEWHERE}
+    assert not set(SESSIONS) & set(ELSEWHERE)
+    assert {name for name in told if not (ROOT / name).exists()} == set()
+    for page in (ROOT / "README.md", *PAGES):
+        if any(runs(block) for block in blocks.parse(page)):
+            assert name_of(page) in told, f"add {name_of(page)} to SESSIONS or ELSEWHERE"
+    for page, test in ELSEWHERE.items():
+        assert Path(page).name in (ROOT / test).read_text("utf-8"), f"{test} does not name {page}"
+
+
+def test_blocks_that_are_left_out_have_a_reason_and_real_flags(blocks: ModuleType) -> None:
+    from geopatch_dask.cli.parser import build_parser
+
+    for block in (block for page in TEXTS for block in blocks.parse(page)):
+        if block.mark != "skip":
+            continue
+        assert block.value in REASONS, f"{block.where}: left out because {block.value!r}"
+        for target in re.findall(r"^\$ make (\w+)", block.code, re.MULTILINE):
+            assert f"\n{target}: " in (ROOT / "Makefile").read_text("utf-8"), block.where
+        for command in re.findall(r"^\$ geopatch (.+?)(?:  #.*)?$", block.code, re.MULTILINE):
+            build_parser().parse_args(shlex.split(command))
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.slow if page in CLUSTERS else ()) for page in SESSIONS],
+)
 def test_every_block_of_a_page_runs(
     page: str, blocks: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,18 +181,23 @@ def test_the_job_file_and_its_python_are_the_same_job(
     ) as file:
         file.write(values.astype("uint8"))
     (tmp_path / "mine.py").write_text(
-        "def index(patch, scale):\n    return scale * (patch[1] - patch[0])\n"
+        "import numpy as np\n\n\n"
+        "def index(patch, scale):\n    return scale * (patch[1] - patch[0])\n\n\n"
+        "def anomaly(patch, context):\n"
+        "    value = (patch - context['mean'][0]) / context['std'][0]\n"
+        "    return {'value': value, 'class': np.clip(np.rint(value + 1), 0, 2)}\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     space = blocks.run_page(DOCS / "job-file.md", tmp_path, {}, main="job")
     monkeypatch.chdir(tmp_path)
-    job = load_job("job.toml")
-    with job.importable():
-        made = make_plan(job, "threads")
-        same = space["job"]()
-    assert made.fingerprint == same.fingerprint
-    assert made.layout == same.layout
-    assert made.run("threads").complete
+    for name, python in (("job.toml", "job"), ("two.toml", "two_passes")):
+        job = load_job(name)
+        with job.importable():
+            made = make_plan(job, "threads")
+            same = space[python]()
+        assert made.fingerprint == same.fingerprint
+        assert made.layout == same.layout
+        assert made.run("threads").complete
 
 
 @pytest.mark.parametrize("script", sorted((DOCS / "gallery").glob("*.py")), ids=lambda p: p.stem)
@@ -136,7 +232,7 @@ def test_blocks_are_well_formed(page: Path, blocks: ModuleType) -> None:
             ast.parse(block.code, block.where)
         elif block.kind == "toml":
             tomllib.loads(block.code)
-        elif block.kind == "console" and page.parent == DOCS:
+        elif block.kind == "console" and page in (ROOT / "README.md", *PAGES):
             assert block.code.startswith("$ "), block.where
 
 
@@ -160,7 +256,9 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in anchors(where), f"{name_of(page)} links to {target}"
 
 
-@pytest.mark.parametrize("page", [ROOT / "README.md", DOCS / "design.md"], ids=name_of)
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", DOCS / "design.md", DOCS / "contracts.md"], ids=name_of
+)
 def test_files_that_are_named_exist(page: Path) -> None:
     text = page.read_text("utf-8")
     for name in re.findall(r"`((?:[\w.]+/)+[\w.]+\.(?:py|md|toml))(?::\w+)?`", text):
@@ -169,10 +267,53 @@ def test_files_that_are_named_exist(page: Path) -> None:
 
 
 def test_every_page_is_in_the_contents() -> None:
-    listed = (DOCS / "index.md").read_text("utf-8").split("{toctree}")[1].split("```")[0]
-    assert {page.stem for page in PAGES} - {"index"} == set(
-        re.findall(r"^([\w-]+)$", listed, re.MULTILINE)
-    )
+    trees = (DOCS / "index.md").read_text("utf-8").split("{toctree}")[1:]
+    listed = [
+        name
+        for tree in trees
+        for name in re.findall(r"^([\w/-]+)$", tree.split("```")[0], re.MULTILINE)
+    ]
+    assert len(listed) == len(set(listed))
+    made = {page.relative_to(DOCS).with_suffix("").as_posix() for page in PAGES}
+    assert set(listed) == made - {"index"}
+    assert len(trees) == (DOCS / "index.md").read_text("utf-8").count(":caption:")
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=name_of)
+def test_links_to_other_sites_are_well_formed(page: Path) -> None:
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", page.read_text("utf-8"), flags=re.DOTALL)
+    for link in re.findall(r"\]\((\w+://[^)\s]+)\)", text):
+        parts = urlsplit(link)
+        assert parts.scheme == "https", link
+        assert "." in (parts.hostname or ""), link
+        assert not re.search(r"[<>{}|\\^`]", link), link
+
+
+@pytest.mark.parametrize("name", TUTORIALS)
+def test_every_tutorial_page_has_a_picture(name: str) -> None:
+    page = DOCS / name
+    pictures = re.findall(r"!\[([^\]]+)\]\(([^)]+\.png)\)", page.read_text("utf-8"))
+    assert pictures, f"{name} shows nothing"
+    for told, where in pictures:
+        assert len(told) > 20, f"{name}: {where} needs a description"
+        assert (page.parent / where).read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_picture_is_made_by_a_script() -> None:
+    sys.path.insert(0, str(DOCS / "figures"))
+    try:
+        from pages import PICTURES
+    finally:
+        sys.path.remove(str(DOCS / "figures"))
+    made = {f"{script.stem}.png" for script in DOCS.glob("figures/*.py")}
+    made |= {f"{script.stem}.png" for script in DOCS.glob("gallery/*.py")}
+    made |= {name for pictures in PICTURES.values() for name in pictures.values()}
+    assert {picture.name for picture in (DOCS / "images").glob("*.png")} <= made
+    for page, pictures in PICTURES.items():
+        text = (DOCS / page).read_text("utf-8")
+        for drawn, kept in pictures.items():
+            assert f'savefig("{drawn}"' in text, f"{page} draws no {drawn}"
+            assert f"images/{kept})" in text, f"{page} does not show {kept}"
 
 
 def test_every_public_name_is_documented() -> None:
@@ -207,7 +348,8 @@ def test_flags_and_exit_codes_of_the_command() -> None:
 
     page = DOCS / "job-file.md"
     codes = {int(row[0]) for row in rows(page, "Exit status")}
-    assert codes == {console.OK, console.INCOMPLETE, console.BAD_INPUT, console.INTERRUPTED}
+    known = ("OK", "INCOMPLETE", "BAD_INPUT", "INTERRUPTED", "TERMINATED")
+    assert codes == {getattr(console, name) for name in known}
     told = set(
         re.findall(r"--[a-z-]+", " ".join(r[1] for r in rows(page, "Flags that are no keys")))
     )
@@ -244,6 +386,28 @@ def test_constants_of_the_design_are_those_of_the_code() -> None:
     assert f"at least {sweep.LEAST_BAND} rows" in text
     assert f"{FAN_IN} at a time" in text
     assert f"fixed groups of {PATCHES_PER_LEAF} patches" in text
+
+
+def test_limits_of_the_performance_page_are_those_of_the_benchmarks() -> None:
+    page = (DOCS / "performance.md").read_text("utf-8")
+    source = {p.stem: p.read_text("utf-8") for p in (ROOT / "benchmarks").glob("bench_*.py")}
+    assert {f"{stem}.py" for stem in source} == set(re.findall(r"`(bench_\w+\.py)`", page))
+    assert "LIMIT = 1.6" in source["bench_raster"]
+    assert "1.6 x the seconds" in page
+    assert "LIMIT = 1 / 0.7" in source["bench_s3"]
+    assert f"{1 / 0.7:.2f} x, which is 70 %" in page
+    assert re.search(r"0\.25,\s+\"away from the plan\"", source["bench_memory"])
+    assert "25 % away from the plan" in page
+    assert '400 / rate, 1.0, "x of 400 super-tiles/s"' in source["bench_driver"]
+    assert "| 400 super-tiles per second | 1 x |" in page
+    assert 'seen[1] / seen[0], 1.1, "x that after 5000"' in source["bench_driver"]
+    assert "| the same after 5000 super-tiles | 1.1 x |" in page
+    assert 'seconds / 30, 1.0, "x of 30 s"' in source["bench_driver"]
+    assert "LIMIT = 2.0" in source["bench_cost"]
+    assert "2 x apart" in page
+    assert "TARGET = 30e6" in source["bench_sketches"]
+    assert "30 million values per second" in page
+    assert re.search(r"<!-- numbers -->\n.+\n<!-- end of numbers -->", page, re.DOTALL)
 
 
 def test_the_table_of_aggregations() -> None:

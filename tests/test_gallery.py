@@ -27,7 +27,9 @@ def is_picture(path: Path) -> bool:
     return path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" and path.stat().st_size > 10_000
 
 
-@pytest.mark.parametrize("name", ["global_normalisation", "global_eof", "partial_pooling"])
+@pytest.mark.parametrize(
+    "name", ["global_normalisation", "global_eof", "partial_pooling", "block_sketches"]
+)
 def test_a_script_ends_in_a_picture(name: str, tmp_path: Path) -> None:
     script(name).main(["--out", str(tmp_path)])
     assert is_picture(tmp_path / f"{name}.png")

@@ -158,6 +158,79 @@ def test_naip_ndvi(real_data: Path, tmp_path: Path) -> None:
     assert opened.attrs["units"] == "1"
 
 
+#: Reflectances to classes: bands R, G, B, NIR, as shares of their sum in 1/255.
+CLASSES = ("water", "bare", "grass", "wood")
+
+
+def class_scores(x: Array) -> Array:
+    """Four scores per cell, relative to what is usual in the patch, so that patches disagree."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        green = (x[3] - x[0]) / (x[3] + x[0])
+        wet = (x[1] - x[3]) / (x[1] + x[3])
+    dark = 1 - x[:3].mean(axis=0) / 255
+    usual = np.float32(0) if np.isnan(green).all() else np.nanmean(green, dtype=np.float64)
+    usual = np.float32(usual)
+    raw = np.stack([4 * wet + dark, usual - 3 * green, 3 * (green - usual), green - usual + dark])
+    scores = np.exp(raw.astype(np.float64))
+    return np.asarray((scores / scores.sum(axis=0)).astype("float32"))
+
+
+def voted(x: Array) -> dict[str, Array]:
+    scores = class_scores(x)
+    hard = np.where(np.isnan(scores).any(axis=0), np.nan, scores.argmax(axis=0))
+    return {"cover": hard.astype("float32"), "likely": scores}
+
+
+def stacked_votes(values: Array, size: int, step: int) -> tuple[Array, Array, Array]:
+    """Plain numpy: hard votes per class, summed scores, valid votes."""
+    height, width = values.shape[-2:]
+    hard = np.zeros((len(CLASSES), height, width), np.int64)
+    soft = np.zeros((len(CLASSES), height, width))
+    n = np.zeros((height, width), np.int64)
+    for top in anchors(height, size, step):
+        for left in anchors(width, size, step):
+            at = (..., slice(top, top + size), slice(left, left + size))
+            told = voted(np.ascontiguousarray(values[at]))
+            known = ~np.isnan(told["cover"])
+            for label in range(len(CLASSES)):
+                hard[label][at] += told["cover"] == label
+            soft[at] += np.where(known, told["likely"], 0)
+            n[at] += known
+    return hard, soft, n
+
+
+@pytest.mark.parametrize("name", ["naip_20100629.tif", "naip_20190904.tif"])
+def test_naip_votes_and_their_confidence(name: str, real_data: Path, tmp_path: Path) -> None:
+    """Land cover by majority, how sure, and by how many; equal to plain numpy in every cell."""
+    path, size, step = real_data / name, 128, 72
+    patcher = gp.Patcher(
+        gp.Rectangular((size, size)),
+        gp.RegularStride((step, step)),
+        aggregation={"cover": gp.HardVote(len(CLASSES)), "likely": gp.SoftVote(len(CLASSES))},
+    )
+    plan = gp.plan(path, patcher, voted, tmp_path / "o.zarr", chunks=128, outer=(256, 512))
+    assert plan.run("threads").complete
+    hard, soft, n = stacked_votes(masked(path), size, step)
+    some = np.maximum(n, 1)
+    cover = np.where(n > 0, hard.argmax(axis=0), 255)
+    likely = np.where(n > 0, soft.argmax(axis=0), 255)
+    found = {array.name: read_back(plan.target, array.name) for array in plan.arrays}
+    np.testing.assert_array_equal(found["cover"], cover)
+    np.testing.assert_array_equal(found["likely"], likely)
+    for key in ("cover", "likely"):
+        np.testing.assert_array_equal(found[f"{key}_votes"], n)
+        assert found[key].dtype == np.uint8
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = np.where(n > 0, hard.max(axis=0) / some, np.nan).astype("float32")
+        sure = np.where(n > 0, soft.max(axis=0) / soft.sum(axis=0), np.nan).astype("float32")
+    np.testing.assert_array_equal(found["cover_share"], share)
+    np.testing.assert_allclose(found["likely_share"], sure, rtol=1e-6)
+    assert len(np.unique(cover[n > 0])) == len(CLASSES), "all classes appear"
+    assert 0.01 < (share[n > 0] < 1).mean() < 0.9, "patches do not always agree"
+    opened = gp.open(tmp_path / "o.zarr")
+    assert opened["cover_share"].dims == ("y", "x")
+
+
 @pytest.mark.filterwarnings("ignore:variable .* has non-conforming '_FillValue'")
 def test_climate_fields_with_month_and_level_riding_along(real_data: Path, tmp_path: Path) -> None:
     pytest.importorskip("scipy")

@@ -9,10 +9,11 @@ share one namespace, its ``console`` blocks go through a shell, all in one empty
 
 A comment above a block changes what is done with it::
 
-    <!-- skip -->        not run (it installs something, or starts an editor)
+    <!-- skip: why -->     not run, for one of the reasons that tests/test_docs.py allows
     <!-- file: ops.py -->  written to that file, and not executed
-    <!-- exit: 2 -->     its last command ends with this status
-    <!-- output -->      compared with what was printed
+    <!-- attach: a.bin --> run; the file, which lies beside the page, is copied here before
+    <!-- exit: 2 -->       its last command ends with this status
+    <!-- output -->        compared with what was printed
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import linecache
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import traceback
@@ -34,14 +36,17 @@ from typing import Any
 __all__ = ["Block", "parse", "run_page"]
 
 FENCE = re.compile(r"^```(\w*)[ \t]*$")
-COMMENT = re.compile(r"^<!-- (skip|output|file: (?P<file>\S+)|exit: (?P<exit>\d+)) -->$")
+COMMENT = re.compile(
+    r"^<!-- (?P<mark>skip|output|file|attach|exit)(: (?P<value>(?<=skip: )[^>]+|\S+))? -->$"
+)
 
 
 @dataclass(frozen=True)
 class Block:
     """A fenced block.
 
-    ``line`` is that of its first line of code; ``mark`` the comment above it, without its value.
+    ``line`` is that of its first line of code; ``mark`` the comment above it, ``value`` what
+    the comment says after the colon.
     """
 
     page: Path
@@ -74,8 +79,7 @@ def parse(page: Path) -> list[Block]:
         elif fence:
             opened = (number + 1, fence[1])
         elif found := COMMENT.match(line):
-            mark = found[1].partition(":")[0]
-            value = found["file"] or found["exit"] or ""
+            mark, value = found["mark"], found["value"] or ""
         elif line.strip():
             mark, value = "", ""
     return blocks
@@ -98,6 +102,8 @@ def run_page(
         for block in parse(page):
             if block.mark == "skip":
                 continue
+            if block.mark == "attach":
+                shutil.copy(page.parent / block.value, folder)
             if block.mark == "file":
                 (folder / block.value).write_text(block.code + "\n", encoding="utf-8")
             elif block.mark == "output":
@@ -159,9 +165,11 @@ def _console(block: Block, environment: dict[str, str]) -> str:
             check=False,
         )
         printed = done.stdout + done.stderr
-        if done.returncode != wanted:
+        # a signal is -n to subprocess, and 128 + n to a shell, which is what pages tell
+        status = done.returncode if done.returncode >= 0 else 128 - done.returncode
+        if status != wanted:
             raise RuntimeError(
-                f"{block.where}: {shlex.quote(command)} ended with {done.returncode}, "
+                f"{block.where}: {shlex.quote(command)} ended with {status}, "
                 f"{wanted} was expected:\n{printed}"
             )
         if expected:

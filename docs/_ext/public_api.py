@@ -47,6 +47,7 @@ GROUPS: tuple[tuple[str, str], ...] = (
     (f"{PACKAGE}.errors", "errors"),
     (f"{PACKAGE}.planning", "running"),
     (f"{PACKAGE}.execute", "running"),
+    (f"{PACKAGE}.clusters", "running"),
     (f"{PACKAGE}.store", "running"),
     (f"{PACKAGE}.report", "running"),
     (f"{PACKAGE}.testing", "testing"),
