@@ -1,14 +1,15 @@
-# Everything a newcomer or CI runs. Needs make, Python >= 3.11 with venv, and PyPI (or a mirror of it); no root.
+# Everything a newcomer or CI runs. Needs make, Python >= 3.11 with venv, and PyPI (or a mirror of it); no root, but
+# for `make integration`.
 #
 #   make demo            a picture in demo/demo.png
 #   make test            the default test suite
 #   make help            the rest
 #
 # Variables: PYTHON=/path/to/python (used when the environment is made), VENV=.venv,
-# JOBS=2 (test processes), PYTEST_ARGS="-k hann", BENCH="floor" (which benchmarks).
+# JOBS=3 (test processes: on two cores, one mostly waits for workers), PYTEST_ARGS="-k hann", BENCH="floor" (which benchmarks).
 
 VENV ?= .venv
-JOBS ?= 2
+JOBS ?= 3
 PYTEST_ARGS ?=
 BENCH ?=
 
@@ -20,7 +21,7 @@ export OMP_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint format integration docs bench constraints clean distclean
+.PHONY: help env demo test lint format integration docs linkcheck bench constraints clean distclean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -35,9 +36,11 @@ $(BIN)/python:
 	if [ -z "$$py" ]; then echo "no Python >= 3.11 with venv and ensurepip found; name one: make PYTHON=/path/to/python3.11" >&2; exit 1; fi; \
 	echo "making $(VENV) with $$py ($$("$$py" --version))"; "$$py" -m venv $(VENV)
 
+# Compiled at once: tests start hundreds of processes, and where no bytecode may be written each would compile anew.
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt uv
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -b constraints.txt -e '.[dev,all]'
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -c constraints.txt -b constraints.txt -e '.[dev,all]'
+	$(BIN)/python -m compileall -q geopatch_dask
 	@touch $@
 
 demo: $(STAMP)  ## a scene, its reconstruction on a local cluster, and demo/demo.png
@@ -47,10 +50,12 @@ test: $(STAMP)  ## the default suite (no slow, no integration tests)
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
 # pytest exits 5 when it collected nothing, so an empty selection fails here too.
-# tests/services/up.sh, once it exists, starts what the tests talk to; it must be safe to run twice.
-integration: $(STAMP)  ## slow and integration tests, one at a time (they measure memory and kill processes)
-	@if [ -f tests/services/up.sh ]; then bash tests/services/up.sh; fi
-	$(BIN)/python -m pytest -m "slow or integration" --timeout 1500 $(PYTEST_ARGS)
+# Ceph and network namespaces need root and apt; without them this fails, and "pytest -m slow" is what can be run.
+integration: $(STAMP)  ## slow and integration tests, one at a time, as root: starts Ceph, kills processes
+	bash tests/services/up.sh
+	bash tests/services/deploy.sh || echo "tests of deploy/ that need what is missing are skipped" >&2
+	@trap 'bash tests/services/down.sh' EXIT; trap 'exit 130' INT TERM; \
+	$(BIN)/python -m pytest -m "slow or integration or deploy" --timeout 1500 $(PYTEST_ARGS)
 
 lint: $(STAMP)  ## ruff, mypy, and the direction of imports
 	$(BIN)/ruff check .
@@ -66,6 +71,9 @@ docs: $(STAMP)  ## the documentation in docs/_build/html; warnings are errors
 	rm -rf docs/_build
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
+
+linkcheck: $(STAMP)  ## whether links of the documentation to other sites answer; needs the network
+	$(BIN)/python -m sphinx -q -b linkcheck docs docs/_build/linkcheck
 
 bench: $(STAMP)  ## the benchmarks (see benchmarks/README.md)
 	$(BIN)/python benchmarks/run.py $(BENCH)

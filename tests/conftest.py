@@ -5,10 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from geopatch_dask import retries
+from geopatch_dask.clusters.options import optional
+from geopatch_dask.errors import OptionError
 
 # Helper modules beside the tests (operators, strategies, oracles) are imported by name, here and in
 # the worker processes that tests start: those inherit sys.path, or PYTHONPATH.
@@ -22,7 +28,7 @@ if HERE not in sys.path:
 EXAMPLES = int(os.environ.get("GEOPATCH_TEST_EXAMPLES", "0"))
 settings.register_profile(
     "geopatch",
-    max_examples=EXAMPLES or 100,
+    max_examples=EXAMPLES or 60,
     derandomize=not EXAMPLES,
     deadline=None,
     print_blob=True,
@@ -33,6 +39,15 @@ settings.register_profile(
     ],
 )
 settings.load_profile("geopatch")
+
+with suppress(OptionError):  # absent: tests that need it are skipped
+    optional("dask_jobqueue", "slurm", "hpc")  # here first: on its own, it takes Ctrl-C from pytest
+
+
+@pytest.fixture(autouse=True)
+def _impatience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fails here fails as often as anywhere, but without the pauses in between."""
+    monkeypatch.setattr(retries, "POLICY", replace(retries.POLICY, base=1e-4, cap=1e-3))
 
 
 @pytest.fixture(scope="session")
@@ -61,6 +76,6 @@ def client() -> Iterator[object]:
             dashboard_address="127.0.0.1:0",
             memory_limit="2 GiB",
         ) as cluster,
-        Client(cluster) as found,
+        Client(cluster, set_as_default=False) as found,
     ):
         yield found
