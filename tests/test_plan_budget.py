@@ -16,7 +16,7 @@ from zarr.storage import MemoryStore
 
 import geopatch_dask as gp
 from geopatch_dask.planning.memory import MemoryModel
-from geopatch_dask.planning.nodes import Rates, forecast, parse_nodes, slots_that_fit
+from geopatch_dask.planning.nodes import Rates, forecast, least_slot, parse_nodes, slots_that_fit
 from geopatch_dask.store.jobs import LOOK
 
 GIB = 1 << 30
@@ -75,29 +75,80 @@ def test_what_bounds_the_wall_time() -> None:
 
 def test_memory_decides_how_many_slots_fit() -> None:
     slot = math.ceil(PLAN.memory.total / MemoryModel().share)
-    node = gp.Nodes(1, cores=8, memory=5 * slot + 1)
+    assert slot == least_slot(PLAN.memory.total)
+    node = gp.Nodes(1, cores=8, memory=5 * slot + 1, slot_memory=slot)
     found = PLAN.explain(node)
     assert found.numbers["nodes"]["slots_per_node"] == 5
     assert found.numbers["nodes"]["limited_by"] == "memory"
     assert "5 slots each (memory allows no more: " in str(found)
     assert "; 3 cores stay idle)" in str(found)
     assert "8 slots each (one per core, " in str(PLAN.explain(replace(node, memory=8 * slot)))
-    with pytest.raises(gp.MemoryPlanError, match="take larger nodes, or plan with memory_limit="):
+    with pytest.raises(
+        gp.MemoryPlanError, match="take larger nodes, or plan with a smaller memory"
+    ):
         PLAN.explain(replace(node, memory=slot - 1))
+    with pytest.raises(gp.MemoryPlanError, match="is too small for this plan, which needs"):
+        PLAN.explain(replace(node, slot_memory=slot - 1))
 
 
-@given(planned=st.integers(1, 1 << 40), cores=st.integers(1, 256), memory=st.integers(1, 1 << 42))
-def test_slots_fill_a_node_and_no_more(planned: int, cores: int, memory: int) -> None:
-    node = gp.Nodes(1, cores, memory)
+def test_a_slot_is_given_what_is_asked_for() -> None:
+    """Not what the plan needs of it: a job of 4 GiB leaves no room for another beside it."""
+    node = gp.Nodes(1, cores=16, memory="8 GB", job_memory="256 MiB")
+    found = PLAN.explain(node)
+    told = found.numbers["nodes"]
+    assert (told["slots"], told["slot_memory"], told["limited_by"]) == (1, 4 * GIB, "memory")
+    assert "1 slot each (memory allows no more: 4.0 GiB a slot, 256.0 MiB beside those" in str(
+        found
+    )
+    assert PLAN.explain(replace(node, memory="8.5 GiB")).numbers["nodes"]["slots"] == 2
+
+
+def test_no_more_slots_than_are_asked_for() -> None:
+    """Nodes that get none of them cost nothing."""
+    node = gp.Nodes(4, cores=4, memory="64 GiB", price=1.0, workers=6)
+    found = PLAN.explain(node)
+    told = found.numbers["nodes"]
+    assert (told["slots_per_node"], told["slots"], told["limited_by"]) == (4, 6, "workers")
+    assert told["node_hours"] == pytest.approx(2 * told["seconds"] / 3600)
+    assert "4 slots each (6 are asked for, 4.0 GiB a slot)" in str(found)
+
+
+def test_slots_of_several_cores() -> None:
+    node = gp.Nodes(1, cores=64, memory="256 GiB", slot_cores=8)
+    found = PLAN.explain(node)
+    assert found.numbers["nodes"]["slots"] == 8
+    assert "8 slots each (one per 8 cores, 4.0 GiB a slot)" in str(found)
+    with pytest.raises(gp.OptionError, match="a job of 4 slots needs 32 cores, a node has 16"):
+        PLAN.explain(replace(node, cores=16, job_slots=4))
+
+
+@given(
+    slot=st.integers(1, 1 << 40),
+    cores=st.integers(1, 256),
+    memory=st.integers(1, 1 << 42),
+    each=st.integers(1, 9),
+    together=st.integers(1, 9),
+    beside=st.integers(0, 1 << 30),
+)
+def test_slots_fill_a_node_and_no_more(
+    slot: int, cores: int, memory: int, each: int, together: int, beside: int
+) -> None:
+    node = gp.Nodes(1, cores, memory, slot_cores=each, job_slots=together, job_memory=beside)
+    job = together * slot + beside
+
+    def fits(jobs: int) -> bool:
+        return jobs * job <= memory and jobs * together * each <= cores
+
     try:
-        fit, slot, limited = slots_that_fit(planned, node)
-    except gp.MemoryPlanError:
-        assert math.ceil(planned / 0.7) > memory
+        fit, limited = slots_that_fit(slot, node)
+    except (gp.MemoryPlanError, gp.OptionError):
+        assert not fits(1)
         return
-    assert slot * MemoryModel().share >= planned * (1 - 1e-12)
-    assert fit * slot <= memory
-    assert fit <= cores
-    assert (limited == "memory") == ((fit + 1) * slot > memory and fit < cores)
+    jobs, rest = divmod(fit, together)
+    assert rest == 0
+    assert fits(jobs)
+    assert not fits(jobs + 1)
+    assert (limited == "memory") == ((jobs + 1) * together * each <= cores)
 
 
 @given(count=st.integers(1, 64), more=st.integers(1, 64), cores=st.integers(1, 64))
@@ -141,6 +192,8 @@ def test_nodes_by_their_flag() -> None:
     nodes = parse_nodes("4, cores=32, memory=256 GiB, price=1.2, bandwidth=1GB, speed=.8")
     assert nodes == gp.Nodes(4, 32, 256 * GIB, 1.2, 10**9, 0.8)
     assert parse_nodes("count=1,cores=2,memory=7") == gp.Nodes(1, 2, 7)
+    asked = parse_nodes("1,cores=8,memory=9,slot_memory=2GiB,slot_cores=2,job_slots=3,workers=4")
+    assert asked == gp.Nodes(1, 8, 9, slot_memory=2 * GIB, slot_cores=2, job_slots=3, workers=4)
 
 
 @pytest.mark.parametrize(
@@ -157,6 +210,8 @@ def test_nodes_by_their_flag() -> None:
         ("4,cores=32,memory=1GiB,price=-1", "price must not be negative"),
         ("4,cores=32,memory=1GiB,speed=0", "speed must be positive"),
         ("4,cores=32,memory=1GiB,speed=nan", "speed must be positive"),
+        ("4,cores=32,memory=1GiB,slot_cores=0", "slot_cores must be at least 1, got 0"),
+        ("4,cores=32,memory=1GiB,workers=0", "workers must be at least 1, got 0"),
     ],
 )
 def test_nodes_that_make_no_sense(text: str, said: str) -> None:
@@ -188,3 +243,72 @@ def test_the_command_line_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert " for nodes" in told
     assert main([*command, "--nodes", "2"]) == 2
     assert "says no cores: write 4,cores=32,memory=256GiB" in capsys.readouterr().err
+
+
+KINDS = {
+    "slurm": ({"kind": "slurm", "interface": "lo"}, 1, 256 << 20),
+    "pbs": ({"kind": "pbs", "interface": "lo", "processes": 3, "cores": 2}, 3, 256 << 20),
+    "kubernetes": ({"kind": "kubernetes", "cpu": 2}, 1, 512 << 20),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_forecast_is_of_the_jobs_that_will_be_asked_for(kind: str) -> None:
+    """Cores and bytes of what is placed, as the cluster itself would ask for them."""
+    from geopatch_dask.clusters.core import on_nodes
+    from geopatch_dask.clusters.jobqueue import job_options
+    from geopatch_dask.clusters.kubernetes import pods_of
+    from geopatch_dask.clusters.pods import cluster_spec
+    from geopatch_dask.clusters.request import Request
+
+    pytest.importorskip("dask_jobqueue")
+    words, together, beside = KINDS[kind]
+    options = {word: value for word, value in words.items() if word != "kind"}
+    nodes = on_nodes(gp.Nodes(2, 16, "64 GiB"), kind, workers=8, memory="4 GiB", **options)
+    assert (nodes.workers, nodes.slot_memory, nodes.job_slots) == (8, 4 * GIB, together)
+    assert nodes.job_memory == beside
+    mebibytes = (nodes.job_slots * int(nodes.slot_memory or 0) + int(nodes.job_memory)) >> 20
+    cores = nodes.job_slots * nodes.slot_cores
+    request = Request(workers=8, memory=4 * GIB)
+    if kind == "kubernetes":
+        body = cluster_spec(request, pods_of(options | {"image": "i"}), 4 * GIB)
+        asked = body["spec"]["worker"]["spec"]["containers"][0]["resources"]["requests"]
+        assert asked == {"cpu": str(cores), "memory": f"{mebibytes}Mi"}
+    elif kind == "slurm":
+        job = job_options(kind, request, options)
+        assert (job["job_cpu"], job["job_mem"]) == (cores, f"{mebibytes}M")
+    else:
+        job = job_options(kind, request, options)
+        assert job["resource_spec"] == f"select=1:ncpus={cores}:mem={mebibytes}mb"
+
+
+@pytest.mark.parametrize(
+    ("flags", "nodes", "told"),
+    [
+        (
+            ["--memory-limit", "4GiB"],
+            "1,cores=16,memory=8GB",
+            "1 slot each (memory allows no more",
+        ),
+        (["--set", "cluster.cores=8"], "1,cores=64,memory=256GiB", "8 slots each (2 are asked for"),
+        (["--set", "cluster.cores=8", "--workers", "9"], "1,cores=64,memory=256GiB", "one per 8 c"),
+        (["--workers", "3"], "4,cores=4,memory=64GiB", "4 slots each (3 are asked for"),
+        (["--workers", "3"], "4,cores=4,memory=64GiB,workers=99", "4 slots each (one per core"),
+    ],
+)
+def test_the_command_line_forecasts_its_own_cluster(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], nodes: str, told: str
+) -> None:
+    import rasterio
+
+    from geopatch_dask.cli import main
+
+    pytest.importorskip("dask_jobqueue")
+    shape = {"driver": "GTiff", "height": 200, "width": 200, "count": 1, "dtype": "float32"}
+    with rasterio.open(tmp_path / "s.tif", "w", **shape) as file:
+        file.write(np.ones((1, 200, 200), "f4"))
+    command = ["plan", "--field", str(tmp_path / "s.tif"), "--size", "64", "--step", "48"]
+    command += ["--operator", "numpy:sqrt", "--target", str(tmp_path / "o.zarr")]
+    command += ["--cluster", "slurm", "--set", "cluster.interface=lo", *flags, "--nodes", nodes]
+    assert main(command) == 0
+    assert told in capsys.readouterr().out

@@ -11,18 +11,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields, replace
 from typing import Any
 
 from geopatch_dask.cli.console import note
 from geopatch_dask.cli.job import Job
 from geopatch_dask.clusters.address import connect, is_address
-from geopatch_dask.clusters.core import KINDS, offered, words_of
+from geopatch_dask.clusters.core import KINDS, offered, on_nodes, words_of
 from geopatch_dask.clusters.deferred import Deferred
 from geopatch_dask.clusters.options import known_words, nearest
 from geopatch_dask.errors import OptionError
 from geopatch_dask.execute.runners import Scheduler, resources
+from geopatch_dask.planning.core import PlanBase
+from geopatch_dask.planning.nodes import Nodes, least_slot
 
-__all__ = ["kind_of", "planning_on", "scheduler_of", "slots_and_memory"]
+__all__ = ["kind_of", "on_nodes_of", "planning_on", "scheduler_of", "slots_and_memory"]
 
 #: Kinds without processes of their own.
 _HERE = ("threads", "sync")
@@ -103,3 +106,20 @@ def slots_and_memory(job: Job, scheduler: Scheduler) -> tuple[int, int]:
     if scheduler == "threads":
         share = share * slots // workers
     return workers, memory or share
+
+
+def on_nodes_of(job: Job, nodes: Nodes, plan: PlanBase) -> Nodes:
+    """Nodes, and what the cluster of a job asks them for; what ``--nodes`` says of it counts.
+
+    Where nobody says what a slot gets, a run takes what its node has: what the plan needs at least.
+    """
+    kind, words = kind_of(job), dict(job.cluster[1])
+    words.pop("tls", None)
+    workers, memory = job.get("run", "workers"), job.memory_limit
+    if kind in KINDS and kind != "local":
+        found = on_nodes(nodes, kind, workers=workers, memory=memory, **words)
+    else:
+        slot = least_slot(plan.memory.total) if memory is None else memory
+        found = replace(nodes, slot_memory=slot, workers=workers)
+    told = {f.name: v for f in fields(Nodes) if (v := getattr(nodes, f.name)) != f.default}
+    return replace(found, **told)

@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console, Group
 
 import geopatch_dask as gp
-from geopatch_dask.cli.clusters import planning_on, scheduler_of, slots_and_memory
+from geopatch_dask.cli.clusters import on_nodes_of, planning_on, scheduler_of, slots_and_memory
 from geopatch_dask.cli.console import (
     BAD_INPUT,
     INCOMPLETE,
@@ -63,7 +63,7 @@ def plan(args: argparse.Namespace) -> int:
     nodes = parse_nodes(args.nodes) if args.nodes else None
     with job.importable(), planning_on(job) as scheduler:
         made = make_plan(job, scheduler)
-        explanation = made.explain(nodes)
+        explanation = made.explain(nodes and on_nodes_of(job, nodes, made))
     if args.json == "-":
         out(made.to_json())
     else:

@@ -20,6 +20,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from types import TracebackType
@@ -28,13 +29,14 @@ from typing import Any
 from distributed import Client
 
 from geopatch_dask.clusters.address import connect, is_address, register_folders
-from geopatch_dask.clusters.options import known_words, nearest
+from geopatch_dask.clusters.options import known_words, nearest, whole_number
 from geopatch_dask.clusters.request import Request
 from geopatch_dask.clusters.settings import held
 from geopatch_dask.errors import OptionError
+from geopatch_dask.planning.nodes import Nodes
 from geopatch_dask.planning.units import bytes_text, parse_bytes
 
-__all__ = ["KINDS", "Cluster", "all_words", "cluster", "offered", "words_of"]
+__all__ = ["KINDS", "Cluster", "all_words", "cluster", "offered", "on_nodes", "words_of"]
 
 #: Kinds that start something: the module of each, and its maker.
 _MAKERS = {
@@ -233,17 +235,52 @@ def offered(
     ------
     OptionError
     """
-    request = _request(workers, memory, adapt)
+    return _offered(kind, _request(workers, memory, adapt), options)[:2]
+
+
+def on_nodes(
+    nodes: Nodes,
+    kind: str,
+    *,
+    workers: int | None = None,
+    memory: int | str | None = None,
+    adapt: tuple[int, int] | None = None,
+    **options: Any,
+) -> Nodes:
+    """Nodes, and what the cluster that these words would start asks them for.
+
+    Parameters
+    ----------
+    nodes : Nodes
+    kind, workers, memory, adapt, **options
+        As for :func:`offered`.
+
+    Raises
+    ------
+    OptionError
+    """
+    slots, slot, job = _offered(kind, _request(workers, memory, adapt), options)
+    return replace(nodes, workers=slots, slot_memory=slot, **job)
+
+
+def _offered(
+    kind: str, request: Request, options: Mapping[str, Any]
+) -> tuple[int, int, dict[str, int]]:
+    """Slots, bytes of one, and what a job or pod of them takes in the words of Nodes."""
     known_words(kind, options, _kind(kind)[1])
     module = import_module(f"geopatch_dask.clusters.{_MAKERS[kind][0]}")
     if kind == "local":
-        found: tuple[int, int] = module.sizes(request, options)
-        return found
+        return *module.sizes(request, options), {}
     slots = request.adapt[1] if request.adapt else request.workers or FEW
     if kind == "kubernetes":
-        return slots, request.memory or module.MEMORY
-    job = module.job_options(kind, request, options)
-    return slots, job["memory"] // job["processes"]
+        cores = whole_number("cpu", options.get("cpu", 1))
+        job = {"slot_cores": cores, "job_memory": module.OVERHEAD}
+        return slots, request.memory or module.MEMORY, job
+    wanted = module.job_options(kind, request, options)
+    processes = wanted["processes"]
+    cores = whole_number("cores", options.get("cores") or 1)
+    job = {"slot_cores": cores, "job_slots": processes, "job_memory": module.OVERHEAD}
+    return slots, wanted["memory"] // processes, job
 
 
 # ---- parts ---------------------------------------------------------------------------------

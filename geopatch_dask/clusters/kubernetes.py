@@ -27,13 +27,13 @@ from typing import Any
 import dask
 
 from geopatch_dask.clusters.options import known_words, optional, seconds_of, whole_number
-from geopatch_dask.clusters.pods import Pods, cluster_spec
+from geopatch_dask.clusters.pods import OVERHEAD, Pods, cluster_spec
 from geopatch_dask.clusters.request import Request
 from geopatch_dask.credentials import looks_secret
 from geopatch_dask.errors import OptionError
 from geopatch_dask.planning.units import parse_bytes, seconds_text
 
-__all__ = ["OPTIONS", "make_kubernetes", "pods_of"]
+__all__ = ["OPTIONS", "OVERHEAD", "make_kubernetes", "pods_of"]
 
 #: Words of this kind, beside those of every kind.
 OPTIONS: Mapping[str, str] = {

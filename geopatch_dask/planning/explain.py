@@ -155,14 +155,21 @@ def _how_much(plan: PlanBase, numbers: dict[str, Any]) -> Iterator[tuple[str, st
 
 def _on_nodes(nodes: Nodes, found: Forecast) -> Iterator[tuple[str, str]]:
     """What it costs on given machines."""
-    spare = f"; {nodes.cores - found.slots_per_node} cores stay idle"
-    why = f"memory allows no more: {bytes_text(found.slot_memory)} a slot{spare}"
-    if found.limited_by == "cores":
-        why = f"one per core, {bytes_text(found.slot_memory)} each"
+    idle = nodes.cores - found.slots_per_node * nodes.slot_cores
+    spare = f"; {idle} cores stay idle" if idle else ""
+    each = f"{bytes_text(found.slot_memory)} a slot"
+    if nodes.job_memory:
+        each += f", {bytes_text(int(nodes.job_memory))} beside those of a job"
+    why = f"memory allows no more: {each}{spare}"
+    if found.limited_by == "workers":
+        why = f"{found.slots:,} are asked for, {each}"
+    elif found.limited_by == "cores":
+        per = "one per core" if nodes.slot_cores == 1 else f"one per {nodes.slot_cores} cores"
+        why = f"{per}, {each}"
     yield (
         "nodes",
         f"{nodes.count:,} of {nodes.cores} cores and {bytes_text(int(nodes.memory))}: "
-        f"{found.slots_per_node} slots each ({why})",
+        f"{found.slots_per_node} slot{'' if found.slots_per_node == 1 else 's'} each ({why})",
     )
     shares = ", ".join(f"{k} {seconds_text(v)}" for k, v in found.work.items() if v >= 0.05)
     waves = f"{found.waves:,} waves" if found.waves > 1 else "1 wave"

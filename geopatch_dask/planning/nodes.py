@@ -2,15 +2,17 @@
 
 ::
 
-    node: 32 cores, 128 GiB        a slot: 1 core, 6.1 GiB by the plan
+    node: 32 cores, 128 GiB        a job: 1 slot of 6 GiB, and 256 MiB beside it
     +---+---+---+---+- - -+
-    | s | s | s | s |     |  21    memory runs out first: 11 cores stay idle
+    | s | s | s | s |     |  20    memory runs out first: 12 cores stay idle
     +---+---+---+---+- - -+
 
     wall = startup + max(waves * mean super-tile,  bytes / bandwidth,  super-tiles * scheduling)
 
-A slot runs one super-tile at a time.  Super-tiles come in waves, ``ceil(n / slots)``; the last one
-leaves slots idle.  Seconds of a super-tile are those of the operator, measured at plan time on the
+A slot runs one super-tile at a time.  It is given what the cluster asks for, its memory limit, not
+what the plan needs of that; and what encloses slots (a batch job, a pod) takes something beside
+them.  Super-tiles come in waves, ``ceil(n / slots)``; the last one leaves slots idle.  Seconds of a
+super-tile are those of the operator, measured at plan time on the
 machine that plans, and those of everything around it, from :class:`Rates`.  What is not known is
 not guessed: no time in a queue, no bandwidth and no price unless they are given.
 """
@@ -18,7 +20,9 @@ not guessed: no time in a queue, no bandwidth and no price unless they are given
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +32,16 @@ from geopatch_dask.planning.memory import MemoryModel
 from geopatch_dask.planning.requests import Requests, requests_of
 from geopatch_dask.planning.units import bytes_text, parse_bytes
 
-__all__ = ["Forecast", "Nodes", "Rates", "bytes_read", "bytes_written", "forecast", "parse_nodes"]
+__all__ = [
+    "Forecast",
+    "Nodes",
+    "Rates",
+    "bytes_read",
+    "bytes_written",
+    "forecast",
+    "least_slot",
+    "parse_nodes",
+]
 
 #: Kinds of requests that providers charge as writes, and as reads; deleting is free.
 WRITES, READS = ("PUT", "LIST"), ("GET", "HEAD")
@@ -42,7 +55,7 @@ class Nodes:
     ----------
     count : int
     cores : int
-        Of one node; a slot takes one.  Of a node with GPUs: processes, one per GPU.
+        Of one node.  Of a node with GPUs: processes, one per GPU.
     memory : int or str, bytes
         Of one node, as far as workers may use it.
     price : float, optional
@@ -53,6 +66,16 @@ class Nodes:
         Of one core, with all of them busy, relative to the machine that made the plan.
     put_price, get_price : float, optional
         Of 1000 requests that write or list, and of 1000 others; deleting is free.
+    slot_memory : int or str, bytes, optional
+        What a slot is given; the memory limit of the plan by default.
+    slot_cores : int
+        Cores of a slot.
+    job_slots : int
+        Slots that are placed together: those of a batch job, or of a pod.
+    job_memory : int or str, bytes
+        What such a job asks for beside its slots.
+    workers : int, optional
+        Slots that are asked for, of all nodes together; what fits by default.
 
     Raises
     ------
@@ -73,15 +96,23 @@ class Nodes:
     speed: float = 1.0
     put_price: float | None = None
     get_price: float | None = None
+    slot_memory: int | str | None = None
+    slot_cores: int = 1
+    job_slots: int = 1
+    job_memory: int | str = 0
+    workers: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("memory", "bandwidth"):
+        for name in ("memory", "bandwidth", "slot_memory", "job_memory"):
             given = getattr(self, name)
-            if given is not None:
+            if given is not None and given != 0:
                 object.__setattr__(self, name, parse_bytes(given))
-        for name in ("count", "cores"):
-            if type(getattr(self, name)) is not int or getattr(self, name) < 1:
-                raise OptionError(f"nodes: {name} must be at least 1, got {getattr(self, name)!r}")
+        for name in ("count", "cores", "slot_cores", "job_slots", "workers"):
+            given = getattr(self, name)
+            if given is None and name == "workers":
+                continue
+            if type(given) is not int or given < 1:
+                raise OptionError(f"nodes: {name} must be at least 1, got {given!r}")
         for name in ("price", "put_price", "get_price"):
             given = getattr(self, name)
             if given is not None and not 0 <= given < math.inf:
@@ -137,10 +168,11 @@ class Forecast:
     Parameters
     ----------
     slots_per_node, slots : int
+        That fit a node; that there are.
     slot_memory : int, bytes
-        That a slot must be given, so that the plan is within its share of it.
-    limited_by : {"cores", "memory"}
-        What keeps a node from having more slots.
+        Of one slot.
+    limited_by : {"cores", "memory", "workers"}
+        What keeps nodes from having more slots.
     waves : int
         Super-tiles that one slot computes, the last of which not all slots have.
     seconds : float
@@ -186,28 +218,38 @@ def forecast(
     Raises
     ------
     MemoryPlanError
-        When one slot does not fit a node.
+        When one slot does not fit a node, or the plan not a slot.
     """
     rates = rates or Rates()
-    fit, slot_memory, limited_by = slots_that_fit(plan.memory.total, nodes)
+    slot = int(plan.memory_limit if nodes.slot_memory is None else nodes.slot_memory)
+    if slot < (needed := least_slot(plan.memory.total)):
+        raise MemoryPlanError(
+            f"a slot of {bytes_text(slot)} is too small for this plan, which needs "
+            f"{bytes_text(needed)}: plan with memory_limit={bytes_text(slot)!r}"
+        )
+    fit, limited_by = slots_that_fit(slot, nodes)
+    slots = fit * nodes.count
+    if nodes.workers is not None and nodes.workers < slots:
+        slots, limited_by = nodes.workers, "workers"
+    used = math.ceil(slots / fit)
     asked = requests_of(plan)
     work = _work(plan, nodes, rates, patches_run, asked)
-    tiles, slots = plan.n_supertiles, fit * nodes.count
+    tiles = plan.n_supertiles
     waves = math.ceil(tiles / slots)
     moved = _bytes_moved(plan)
     limits = {
         "slots": waves * sum(work.values()) / tiles,
-        "bandwidth": moved / (int(nodes.bandwidth) * nodes.count) if nodes.bandwidth else 0.0,
+        "bandwidth": moved / (int(nodes.bandwidth) * used) if nodes.bandwidth else 0.0,
         "scheduler": rates.task * tiles,
     }
     bound = max(limits, key=limits.__getitem__)
     seconds = rates.startup + limits[bound]
-    hours = nodes.count * seconds / 3600
+    hours = used * seconds / 3600
     requests = None if asked is None else asked.total(seconds)
     return Forecast(
         slots_per_node=fit,
         slots=slots,
-        slot_memory=slot_memory,
+        slot_memory=slot,
         limited_by=limited_by,
         waves=waves,
         seconds=seconds,
@@ -220,36 +262,65 @@ def forecast(
     )
 
 
-def slots_that_fit(planned: int, nodes: Nodes) -> tuple[int, int, str]:
-    """Slots of a node, bytes of one, and what there is too little of for more.
+def least_slot(planned: int) -> int:
+    """Bytes that a slot must be given, so that a plan is within its share of them.
 
     Parameters
     ----------
     planned : int, bytes
         Peak of a slot.
+
+    Examples
+    --------
+    >>> least_slot(7 << 30) >> 30
+    10
+    """
+    return math.ceil(planned / MemoryModel().share)
+
+
+def slots_that_fit(slot: int, nodes: Nodes) -> tuple[int, str]:
+    """Slots of a node, and what there is too little of for more.
+
+    Parameters
+    ----------
+    slot : int, bytes
+        Of one slot.
     nodes : Nodes
 
     Raises
     ------
     MemoryPlanError
-        When not one fits.
+        When not one job fits.
 
     Examples
     --------
-    >>> slots_that_fit(7 << 30, Nodes(1, cores=32, memory="256 GiB"))
-    (25, 10737418240, 'memory')
-    >>> slots_that_fit(1 << 30, Nodes(1, cores=32, memory="256 GiB"))[::2]
+    >>> slots_that_fit(10 << 30, Nodes(1, cores=32, memory="256 GiB"))
+    (25, 'memory')
+    >>> slots_that_fit(2 << 30, Nodes(1, cores=32, memory="256 GiB"))
     (32, 'cores')
+    >>> slots_that_fit(4 << 30, Nodes(1, 32, "16 GiB", job_slots=2, job_memory="256 MiB"))
+    (2, 'memory')
     """
-    slot = math.ceil(planned / MemoryModel().share)
-    fit = int(nodes.memory) // slot
-    if not fit:
+    job = nodes.job_slots * slot + int(nodes.job_memory)
+    cores = nodes.job_slots * nodes.slot_cores
+    by_memory, by_cores = int(nodes.memory) // job, nodes.cores // cores
+    if not by_memory:
+        what = "a slot" if job == slot else f"a job of {_slots(nodes.job_slots)}"
         raise MemoryPlanError(
-            f"a slot needs {bytes_text(slot)} ({bytes_text(planned)} planned), a node has "
-            f"{bytes_text(int(nodes.memory))}: take larger nodes, or plan with memory_limit="
-            f"'{bytes_text(int(nodes.memory))}'"
+            f"{what} needs {bytes_text(job)}, a node has {bytes_text(int(nodes.memory))}: take "
+            f"larger nodes, or plan with a smaller memory_limit than {bytes_text(slot)}"
         )
-    return min(fit, nodes.cores), slot, "memory" if fit < nodes.cores else "cores"
+    if not by_cores:
+        raise OptionError(
+            f"a job of {_slots(nodes.job_slots)} needs {cores} cores, a node has {nodes.cores}: "
+            "take larger nodes, or fewer cores of a slot or slots of a job"
+        )
+    fit = min(by_memory, by_cores)
+    return fit * nodes.job_slots, "memory" if by_memory < by_cores else "cores"
+
+
+def _slots(n: int) -> str:
+    return f"{n} slot{'' if n == 1 else 's'}"
 
 
 def request_price(requests: dict[str, int] | None, nodes: Nodes) -> float | None:
@@ -278,7 +349,8 @@ def parse_nodes(text: str) -> Nodes:
     --------
     >>> parse_nodes("4,cores=32,memory=256GiB,price=1.2")
     Nodes(count=4, cores=32, memory=274877906944, price=1.2, bandwidth=None, speed=1.0, \
-put_price=None, get_price=None)
+put_price=None, get_price=None, slot_memory=None, slot_cores=1, job_slots=1, job_memory=0, \
+workers=None)
     """
     names = [item.name for item in fields(Nodes)]
     first, *others = (part.strip() for part in text.split(","))
@@ -300,7 +372,10 @@ put_price=None, get_price=None)
     lacking = [name for name in ("cores", "memory") if name not in given]
     if lacking:
         raise OptionError(f"--nodes {text!r} says no {lacking[0]}: write 4,cores=32,memory=256GiB")
-    kinds = {"count": int, "cores": int, "memory": str, "bandwidth": str}
+    kinds: dict[str, Callable[[str], Any]] = dict.fromkeys(
+        ("count", "cores", "slot_cores", "job_slots", "workers"), int
+    )
+    kinds |= dict.fromkeys(("memory", "bandwidth", "slot_memory", "job_memory"), str)
     try:
         return Nodes(**{name: kinds.get(name, float)(v) for name, v in given.items()})
     except ValueError as error:
