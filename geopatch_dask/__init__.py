@@ -59,7 +59,14 @@ from geopatch_dask.errors import (
     TargetError,
     VerificationError,
 )
-from geopatch_dask.execute.api import Plan, UncoveredWarning, open, plan, reconstruct  # noqa: A004
+from geopatch_dask.execute.api import (
+    Plan,
+    UncoveredWarning,
+    open,  # noqa: A004
+    plan,
+    read_table,
+    reconstruct,
+)
 from geopatch_dask.execute.diagnosis import Diagnosis
 from geopatch_dask.execute.doctor import doctor
 from geopatch_dask.execute.job import Job, attach
@@ -87,7 +94,6 @@ from geopatch_dask.planning.summary import per_block, per_patch
 from geopatch_dask.report.report import Report
 from geopatch_dask.report.status import Status, status
 from geopatch_dask.store.location import Location
-from geopatch_dask.store.tables import read_table
 from geopatch_dask.store.target import IncompleteWarning
 
 __version__ = "0.1.0"

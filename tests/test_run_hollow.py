@@ -198,6 +198,23 @@ def test_retry_computes_hollow_super_tiles_and_no_other(tmp_path: Path) -> None:
     assert gp.status(tmp_path / "out.zarr").complete
 
 
+@pytest.mark.parametrize(
+    "refused",
+    [
+        {"client": "bogus"},
+        {"client": "sync", "policy": gp.Policy(timeout=5)},
+        {"client": "sync", "on_failure": "bogus"},
+    ],
+)
+def test_a_retry_that_is_refused_forgets_nothing(tmp_path: Path, refused: dict[str, Any]) -> None:
+    plan = broken(tmp_path)
+    before = Ledger(plan.target, plan.fingerprint).done()
+    with pytest.raises(gp.OptionError):
+        gp.retry(plan, **refused)
+    assert Ledger(plan.target, plan.fingerprint).done() == before
+    assert gp.status(plan.target).complete
+
+
 def test_what_is_still_hollow_is_named_again(tmp_path: Path) -> None:
     plan = broken(tmp_path)
     again = gp.retry(plan, "sync")

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
+import keyed_jobs
 import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from zarr.storage import MemoryStore
 
+import geopatch_dask as gp
 from geopatch_dask.errors import TargetError
+from geopatch_dask.execute.prepare import ids
 from geopatch_dask.patch.boxes import Box
 from geopatch_dask.patch.domain import RasterDomain
 from geopatch_dask.store import template
@@ -22,6 +25,7 @@ from geopatch_dask.store.backends import forget_clients
 from geopatch_dask.store.location import Location
 from geopatch_dask.store.preflight import preflight
 from geopatch_dask.store.records import Ledger, Record, now
+from geopatch_dask.store.tables import folder_of
 from geopatch_dask.store.target import MEMBERS, existing_root
 
 FINGERPRINT = "abcdef01" * 8
@@ -241,6 +245,23 @@ class TestWithoutListing:
         np.testing.assert_array_equal(
             template.open_target(Location(place.url))["data"].values, values
         )
+
+    @pytest.mark.filterwarnings("ignore::geopatch_dask.UncoveredWarning")
+    @pytest.mark.parametrize("suffix", ["", ".parquet"])
+    def test_a_table_is_written_resumed_and_read(self, place, suffix):
+        pytest.importorskip("pyarrow")
+        url = f"{place.url}{suffix}"
+        plan = keyed_jobs.plan_of(url)
+        first = plan.run("sync", share="0/2")
+        assert not first.complete
+        tile = next(iter(Ledger(plan.target, plan.fingerprint).done(expected=ids(plan))))
+        folder_of(plan.target, "data").delete(f"part-{tile}.parquet")
+        second = keyed_jobs.plan_of(url).run("sync")
+        assert second.complete
+        assert second.skipped == first.summary.done - 1
+        assert any(tile in problem for problem in second.problems)
+        for known in (plan.target, url):
+            assert keyed_jobs.same(gp.read_table(known), keyed_jobs.merged().table())
 
     def test_records_of_a_target_that_is_gone_are_not_walked_into(self, place):
         domain = RasterDomain(("y", "x"), (40, 40))

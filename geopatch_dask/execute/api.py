@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from distributed import Client
@@ -12,26 +12,28 @@ from geopatch_dask.aggregation.statistic import Statistic
 from geopatch_dask.errors import OptionError, TargetError
 from geopatch_dask.execute.graph import TaskGraph, compile_graph
 from geopatch_dask.execute.job import Job, submit
-from geopatch_dask.execute.judge import UncoveredWarning, judge
+from geopatch_dask.execute.judge import UncoveredWarning, check_on_failure, judge
 from geopatch_dask.execute.policy import DEFAULT, Policy
 from geopatch_dask.execute.run import Progress, Share, execute
 from geopatch_dask.execute.runners import AnyScheduler, machine, opened, resources
 from geopatch_dask.patch.geometry import Cells
 from geopatch_dask.patch.patcher import Patcher
 from geopatch_dask.planning.build import build
-from geopatch_dask.planning.core import PlanBase
+from geopatch_dask.planning.core import PlanBase, read_plan
 from geopatch_dask.planning.explain import Explanation, explain
 from geopatch_dask.planning.nodes import Nodes
 from geopatch_dask.planning.operator import Operator
 from geopatch_dask.planning.units import parse_bytes
 from geopatch_dask.report.report import Report
+from geopatch_dask.report.survey import layout_of
 from geopatch_dask.store.georef import SPATIAL_REF
 from geopatch_dask.store.location import Location
 from geopatch_dask.store.preflight import preflight
-from geopatch_dask.store.tables import read_table
-from geopatch_dask.store.template import open_target
+from geopatch_dask.store.records import Ledger
+from geopatch_dask.store.tables import read_rows
+from geopatch_dask.store.target import open_target, owner, read_root
 
-__all__ = ["Plan", "UncoveredWarning", "open", "plan", "reconstruct"]
+__all__ = ["Plan", "UncoveredWarning", "open", "plan", "read_table", "reconstruct"]
 
 
 class Plan(PlanBase):
@@ -109,8 +111,7 @@ class Plan(PlanBase):
         UncoveredWarning
             When cells were reached by no patch, or patches failed and were left out.
         """
-        if on_failure not in ("raise", "return"):
-            raise OptionError(f"on_failure {on_failure!r} is neither 'raise' nor 'return'")
+        check_on_failure(on_failure)
         options: dict[str, Any] = {"share": share, "overwrite": overwrite, "progress": progress}
         with opened(client) as scheduler:
             report = execute(self, scheduler, policy, **options)
@@ -281,3 +282,49 @@ def open(target: Any, storage_options: Mapping[str, Any] | None = None) -> Any: 
     if not names:
         raise TargetError(f"{place.display} holds no arrays, only tables: gp.read_table reads them")
     return dataset[names[0]] if len(names) == 1 else dataset
+
+
+def read_table(
+    target: Any, name: str | None = None, storage_options: Mapping[str, Any] | None = None
+) -> Any:
+    """A table of a target, sorted by ordinal: the same bytes whatever the layout.
+
+    Parameters
+    ----------
+    target : path, URL, Location or zarr store
+    name : str, optional
+        Which table, where there are several.
+    storage_options : mapping
+        For the target.
+
+    Returns
+    -------
+    pyarrow.Table
+        ``.to_pandas()`` makes a DataFrame.  Tables of query points are sorted by point.  It is
+        read whole; of a finished target, any reader of Parquet datasets reads the same rows part
+        by part.
+
+    Raises
+    ------
+    TargetError
+        When there is no target, or it has no such table.
+    RecordError
+        When a part is missing or damaged; the same plan, run again, mends what is missing.
+    GeopatchError
+        When pyarrow is not installed.
+
+    Warns
+    -----
+    IncompleteWarning
+        When the target is not finished: rows may be missing.
+    """
+    place = Location.of(target, storage_options)
+    return read_rows(place, name, _planned(place))
+
+
+def _planned(place: Location) -> Iterator[str]:
+    """Ids of the super-tiles of the plan beside a target, read only where somebody asks."""
+    fingerprint = owner(read_root(place))
+    text = Ledger(place, fingerprint).read_plan() if fingerprint else None
+    if text is not None:
+        yield from (tile.id for tile in layout_of(read_plan(text)))

@@ -5,14 +5,25 @@ from __future__ import annotations
 import sys
 import warnings
 
-from geopatch_dask.errors import RunIncomplete
+from geopatch_dask.errors import OptionError, RunIncomplete
 from geopatch_dask.report.report import Report
 
-__all__ = ["UncoveredWarning", "judge"]
+__all__ = ["UncoveredWarning", "check_on_failure", "judge"]
 
 
 class UncoveredWarning(UserWarning):
     """Some cells of a finished target hold the fill value because no patch gave them another."""
+
+
+def check_on_failure(on_failure: str) -> None:
+    """Refuse what :func:`judge` does not know, before anything is done.
+
+    Raises
+    ------
+    OptionError
+    """
+    if on_failure not in ("raise", "return"):
+        raise OptionError(f"on_failure {on_failure!r} is neither 'raise' nor 'return'")
 
 
 def judge(report: Report, on_failure: str = "raise", is_share: bool = False) -> None:

@@ -6,15 +6,15 @@ else: another plan's result is never overwritten without being told to.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from geopatch_dask.errors import PlanMismatch, TargetError
 from geopatch_dask.planning.core import PlanBase, read_plan
 from geopatch_dask.planning.identity import MENDED, differing, digest
 from geopatch_dask.store.records import Ledger, Record
-from geopatch_dask.store.tables import delete_parts, drop_strays, parts, write_schema
-from geopatch_dask.store.target import FINGERPRINT, TABLE_NAMES, finish, read_root
+from geopatch_dask.store.tables import drop_strays, forget, parts, write_schema
+from geopatch_dask.store.target import FINGERPRINT, TABLE_NAMES, finish, owner, read_root
 from geopatch_dask.store.template import ArraySpec, create, is_complete, reopen
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "complete_if_done",
     "finished",
     "forget_other_layouts",
+    "forget_tiles",
     "ids",
     "prepare",
     "token",
@@ -86,8 +87,8 @@ def check_mismatch(plan: PlanBase) -> None:
     PlanMismatch
         Naming what differs.
     """
-    theirs = (read_root(plan.target) or {}).get("attributes", {}).get(FINGERPRINT)
-    if not isinstance(theirs, str):
+    theirs = owner(read_root(plan.target))
+    if theirs is None:
         return
     text = Ledger(plan.target, theirs).read_plan()
     stored = read_plan(text) if text is not None else {}
@@ -120,17 +121,17 @@ def finished(plan: PlanBase) -> tuple[dict[str, Record], list[str]]:
     ledger = Ledger(plan.target, plan.fingerprint)
     records = ledger.done(expected=ids(plan))
     problems = list(ledger.problems)
-    torn = [records.pop(name) for name in ledger.contested() & records.keys()]
-    problems += [f"{record.id}: done and given up at once" for record in torn]
-    _forget(plan, torn)
+    # Looked at once more: a mark that went before the record came says nothing of it.
+    torn = {name for name in ledger.contested() & records.keys() if ledger.is_given_up(name)}
+    problems += [f"{name}: done and given up at once" for name in sorted(torn)]
     for table in plan.tables:
-        there = parts(plan.target, table.name)
-        lost = [r for r in records.values() if r.tables.get(table.name) and r.id not in there]
-        problems += [f"{record.id}: its rows of {table.name!r} are gone" for record in lost]
-        _forget(plan, lost)
-        for record in lost:
-            del records[record.id]
-    return records, problems
+        said = [r.id for r in records.values() if r.tables.get(table.name)]
+        there = parts(plan.target, table.name, said)
+        lost = [name for name in said if name not in there]
+        problems += [f"{name}: its rows of {table.name!r} are gone" for name in lost]
+        torn.update(lost)
+    forget_tiles(plan, torn)
+    return {name: r for name, r in records.items() if name not in torn}, problems
 
 
 def complete(plan: PlanBase) -> None:
@@ -199,7 +200,8 @@ def unfinished(
     if todo and is_complete(plan.target):
         reopen(plan.target)
     staying = {record.id: record for record in kept}
-    _forget(plan, [record for name, record in records.items() if name not in staying])
+    forget_tiles(plan, records.keys() - staying.keys())
+    _forget_failures(plan)
     return todo, staying
 
 
@@ -209,18 +211,22 @@ def forget_other_layouts(plan: PlanBase) -> None:
         reopen(plan.target)
     ours = plan.layout.digest
     done = Ledger(plan.target, plan.fingerprint).done(expected=ids(plan)).values()
-    _forget(plan, [record for record in done if record.layout != ours])
+    forget_tiles(plan, {record.id for record in done if record.layout != ours})
+    _forget_failures(plan)
 
 
-def _forget(plan: PlanBase, records: Iterable[Record]) -> None:
-    """Delete some records, and those of failures under other layouts: their cells are computed."""
-    ledger, ours = Ledger(plan.target, plan.fingerprint), plan.layout.digest
+def forget_tiles(plan: PlanBase, tiles: Collection[str], reopens: bool = True) -> None:
+    """Forget super-tiles; as :func:`geopatch_dask.store.tables.forget`."""
+    ledger = Ledger(plan.target, plan.fingerprint)
+    forget(ledger, [table.name for table in plan.tables], tiles, reopens)
+
+
+def _forget_failures(plan: PlanBase) -> None:
+    """Delete marks of failures under other layouts: their cells are computed, or are done."""
     # Where listing is forbidden, nobody knows what other layouts left.
-    failed = [r for r in ledger.failed(expected=()).values() if r.layout != ours]
-    names = [table.name for table in plan.tables]
-    for record in [*records, *failed]:
-        ledger.delete(record.id)
-        delete_parts(plan.target, names, record.id)
+    failed = Ledger(plan.target, plan.fingerprint).failed(expected=()).values()
+    ours = plan.layout.digest
+    forget_tiles(plan, {record.id for record in failed if record.layout != ours}, reopens=False)
 
 
 def token(plan: PlanBase) -> str:

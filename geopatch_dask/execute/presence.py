@@ -19,7 +19,7 @@ from __future__ import annotations
 from geopatch_dask.errors import RunIncomplete, TargetError
 from geopatch_dask.planning.core import PlanBase
 from geopatch_dask.store.records import Ledger
-from geopatch_dask.store.target import DELETING, FINGERPRINT, read_root
+from geopatch_dask.store.target import DELETING, owner, read_root
 
 __all__ = ["TargetGone", "absence", "check_present"]
 
@@ -58,7 +58,7 @@ def absence(plan: PlanBase) -> str | None:
                 "gone: run the same command again, which starts anew"
             )
         attributes = root.get("attributes", {})
-        if attributes.get(DELETING) or attributes.get(FINGERPRINT) != plan.fingerprint:
+        if attributes.get(DELETING) or owner(root) != plan.fingerprint:
             return (
                 f"{where} was replaced by another run while this one worked on it: choose another "
                 "target for one of them; what this run wrote last may lie in the other's result, "

@@ -21,7 +21,7 @@ from geopatch_dask.planning.identity import MENDED, differing
 from geopatch_dask.planning.operator import Operator
 from geopatch_dask.store.location import Location
 from geopatch_dask.store.records import Ledger
-from geopatch_dask.store.target import FINGERPRINT, existing_root
+from geopatch_dask.store.target import existing_root, owner
 
 __all__ = ["rebuilt"]
 
@@ -74,8 +74,8 @@ def rebuilt(
 
 
 def _stored(place: Location, operator: Any, field: Any, patcher: Patcher | None) -> PlanBase:
-    theirs = existing_root(place).get("attributes", {}).get(FINGERPRINT)
-    text = Ledger(place, theirs).read_plan() if isinstance(theirs, str) else None
+    theirs = owner(existing_root(place))
+    text = Ledger(place, theirs).read_plan() if theirs else None
     if text is None:
         raise TargetError(
             f"no plan is recorded beside {place.display}: pass the plan itself instead of its "
@@ -120,7 +120,7 @@ def _named(operator: Operator, name: str) -> Operator:
 
 def _check(plan: PlanBase, changed: Container[str]) -> None:
     where = plan.target.display
-    theirs = existing_root(plan.target).get("attributes", {}).get(FINGERPRINT)
+    theirs = owner(existing_root(plan.target))
     if theirs != plan.fingerprint:
         raise PlanMismatch(
             f"{where} holds the result of plan {str(theirs)[:8]}, not of {plan.fingerprint[:8]}: "

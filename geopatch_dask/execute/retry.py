@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from geopatch_dask.execute.judge import judge
+from geopatch_dask.execute.judge import check_on_failure, judge
 from geopatch_dask.execute.policy import DEFAULT, Policy
-from geopatch_dask.execute.prepare import finished, ids, unfinished
+from geopatch_dask.execute.prepare import finished, forget_tiles, ids, unfinished
 from geopatch_dask.execute.rebuild import rebuilt
 from geopatch_dask.execute.run import Progress, execute
 from geopatch_dask.execute.runners import AnyScheduler, opened
@@ -25,7 +25,6 @@ from geopatch_dask.planning.core import PlanBase
 from geopatch_dask.planning.operator import Operator
 from geopatch_dask.report.report import Report
 from geopatch_dask.store.records import Ledger
-from geopatch_dask.store.tables import delete_parts
 
 __all__ = ["retry"]
 
@@ -77,6 +76,7 @@ def retry(
     TargetError
         When there is no plan beside the target.
     """
+    check_on_failure(on_failure)
     plan = rebuilt(
         target,
         field=field,
@@ -84,26 +84,21 @@ def retry(
         storage_options=storage_options,
         changed={"operator"} if operator_changed else (),
     )
-    wanted = _reopened(plan)
     with opened(client) as scheduler:
-        report = execute(plan, scheduler, policy, only=wanted.__contains__, progress=progress)
+        report = execute(plan, scheduler, policy, select=_reopened, progress=progress)
     judge(report, on_failure)
     return report
 
 
 def _reopened(plan: PlanBase) -> set[str]:
     """Forget the records of super-tiles with patches to compute again; ids of all to compute."""
-    ledger = Ledger(plan.target, plan.fingerprint)
-    failed = ledger.failed(expected=ids(plan))
+    failed = Ledger(plan.target, plan.fingerprint).failed(expected=ids(plan))
     records, _ = finished(plan)
     left, records = unfinished(plan, records)
     again = {name: r for name, r in records.items() if r.failed_patches or r.hollow_patches}
     kept = {name: record for name, record in records.items() if name not in again}
-    # Before any record goes, the target stops calling itself complete.
+    forget_tiles(plan, again)
     todo, _ = unfinished(plan, kept)
-    for name in again:
-        ledger.delete(name)
-        delete_parts(plan.target, [table.name for table in plan.tables], name)
     # Under another layout, super-tiles have other names than those that failed.
     other = [r.box for r in failed.values() if r.layout != plan.layout.digest]
     wanted = {k for k in left if any(plan.supertile(k).box.intersect(box) for box in other)}

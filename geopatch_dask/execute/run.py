@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 from distributed import Client
 
 from geopatch_dask.errors import OptionError, TargetError
 from geopatch_dask.execute.drive import Cancelled, Pulse, drive
-from geopatch_dask.execute.driver import Event, Failed
+from geopatch_dask.execute.events import Event, Failed
 from geopatch_dask.execute.first_pass import FirstPassFailed
 from geopatch_dask.execute.logs import log_lost
 from geopatch_dask.execute.metrics import RunMetrics
@@ -77,7 +77,7 @@ def execute(
     *,
     share: Share = None,
     overwrite: bool = False,
-    only: Callable[[str], bool] | None = None,
+    select: Callable[[PlanBase], Container[str]] | None = None,
     run: str = "",
     progress: Progress | None = None,
 ) -> Report:
@@ -88,8 +88,9 @@ def execute(
     plan : PlanBase
     scheduler, policy, share, overwrite, progress
         As for :meth:`geopatch_dask.Plan.run`.
-    only : callable ``id -> bool``, optional
-        Which of the super-tiles that are left to compute.
+    select : callable ``plan -> ids``, optional
+        Names the super-tiles to compute, of those that are left.  It may make some to be computed
+        again: it is asked when nothing that was asked for can be refused any more.
     run : str
         Name of this run beside the target; by default a new one.
 
@@ -108,6 +109,7 @@ def execute(
     check_scheduler(plan, scheduler, policy)
     differing = compare_versions(scheduler) if isinstance(scheduler, Client) else []
     prepare(plan, overwrite)
+    wanted = None if select is None else select(plan)
     records, problems = finished(plan)
     todo, records = unfinished(plan, records)
     left, kept = len(todo), len(records)
@@ -116,8 +118,8 @@ def execute(
     del records  # many, and no longer needed
     if part is not None:
         todo = [i for i in todo if i % part[1] == part[0]]
-    if only is not None:
-        todo = [i for i in todo if only(plan.supertile(i).id)]
+    if wanted is not None:
+        todo = [i for i in todo if plan.supertile(i).id in wanted]
     state = RunState.begin(
         run,
         share="" if part is None else f"{part[0]}/{part[1]}",

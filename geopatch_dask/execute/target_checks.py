@@ -31,7 +31,7 @@ from geopatch_dask.store.backends import PARTIAL
 from geopatch_dask.store.jobs import RunState, forget_run, runs
 from geopatch_dask.store.location import Location
 from geopatch_dask.store.records import Ledger, Record
-from geopatch_dask.store.tables import delete_parts, parts
+from geopatch_dask.store.tables import delete_parts, forget, parts
 from geopatch_dask.store.target import (
     COMPLETE,
     DELETING,
@@ -42,7 +42,6 @@ from geopatch_dask.store.target import (
     finish,
     holds_one_table,
     read_root,
-    reopen,
 )
 
 __all__ = ["TargetChecks"]
@@ -280,10 +279,7 @@ class TargetChecks:
 
     def _forget(self, tile: str, covered: bool = False) -> None:
         """Forget a super-tile, so that the next run computes it; unless others cover its cells."""
-        if self.complete and not covered:
-            reopen(self.place)
-        self.ledger.delete(tile)
-        delete_parts(self.place, self._table_names(), tile)
+        forget(self.ledger, self._table_names(), [tile], reopens=not covered)
 
     # ---- tables ----------------------------------------------------------------------------
 

@@ -37,8 +37,7 @@ from geopatch_dask.planning.operator import Operator
 from geopatch_dask.planning.supertile import box_id
 from geopatch_dask.store.jobs import runs
 from geopatch_dask.store.records import Ledger, Record
-from geopatch_dask.store.tables import delete_parts
-from geopatch_dask.store.target import is_complete, reopen
+from geopatch_dask.store.tables import forget
 
 __all__ = ["verify"]
 
@@ -346,12 +345,7 @@ class _Check:
             where = f"{busy[0].host}:{busy[0].pid}"
             self.finding.problems.append(f"not repaired: a run on {where} works on the target")
             return ()
-        if is_complete(self.plan.target):
-            reopen(self.plan.target)
-        names = [table.name for table in self.plan.tables]
-        for tile in damaged:
-            self.ledger.delete(tile)
-            delete_parts(self.plan.target, names, tile)
+        forget(self.ledger, [table.name for table in self.plan.tables], damaged)
         return damaged
 
     def _damaged(self) -> tuple[str, ...]:

@@ -14,38 +14,42 @@ target is the folder of parts itself, and ``_geopatch.json`` in it stands for th
 A part is written whole, before the record that speaks of it, and deleted after that record.  A part
 that no record speaks of is what a dead worker left: it is never read, and removed when the run
 finishes.  A super-tile without rows writes no part.  The row order within a dataset is by part;
-:func:`read_table` sorts.
+:func:`read_rows` sorts.
 """
 
 from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 from geopatch_dask.aggregation.keyed import SORTED_BY
 from geopatch_dask.aggregation.table import arrow, settled
 from geopatch_dask.errors import OptionError, RecordError, TargetError
 from geopatch_dask.store.location import Location
-from geopatch_dask.store.records import Ledger, Record
+from geopatch_dask.store.records import Ledger
 from geopatch_dask.store.target import (
     COMPLETE,
-    FINGERPRINT,
     TABLE_NAMES,
     TABLES,
     IncompleteWarning,
     existing_root,
     holds_one_table,
+    is_complete,
+    owner,
+    reopen,
 )
 
 __all__ = [
     "delete_parts",
     "drop_strays",
     "folder_of",
+    "forget",
     "parts",
-    "read_table",
+    "read_rows",
     "write_part",
     "write_schema",
 ]
@@ -93,14 +97,31 @@ def write_part(place: Location, name: str, tile: str, table: Any) -> tuple[int, 
     return len(data), zlib.crc32(data)
 
 
-def parts(place: Location, name: str) -> set[str]:
+def parts(place: Location, name: str, expected: Collection[str] | None = None) -> set[str]:
     """Super-tiles that have a part, recorded or not.
+
+    Parameters
+    ----------
+    place : Location
+        Of the target.
+    name : str
+    expected : collection of str, optional
+        Ids to look for one by one where listing is forbidden.  Parts of others are not found then.
 
     Raises
     ------
     TargetError
     """
-    names = [path.rpartition("/")[2] for path in folder_of(place, name).list()]
+    folder = folder_of(place, name)
+    try:
+        names = [path.rpartition("/")[2] for path in folder.list()]
+    except TargetError as error:
+        if error.kind != "forbidden" or expected is None:
+            raise
+        hidden = replace(folder, lists=False)
+        with ThreadPoolExecutor(_READERS) as pool:
+            there = pool.map(lambda tile: hidden.exists(_part(tile)), expected)
+            return {tile for tile, found in zip(expected, there, strict=True) if found}
     return {
         name.removeprefix(_PART).removesuffix(_PARQUET)
         for name in names
@@ -119,6 +140,34 @@ def delete_parts(place: Location, names: Iterable[str], tile: str) -> None:
         folder_of(place, name).delete(_part(tile))
 
 
+def forget(
+    ledger: Ledger, tables: Sequence[str], tiles: Collection[str], reopens: bool = True
+) -> None:
+    """Forget super-tiles, done or failed, and their rows: the next run computes their cells.
+
+    A target that calls itself complete stops doing so first, whatever happens in between.
+
+    Parameters
+    ----------
+    ledger : Ledger
+    tables : sequence of str
+        Of the target.
+    tiles : collection of str
+        Ids.
+    reopens : bool
+        False where the cells of these super-tiles are done all the same: others cover them.
+
+    Raises
+    ------
+    TargetError
+    """
+    if tiles and reopens and is_complete(ledger.location):
+        reopen(ledger.location)
+    for tile in tiles:
+        ledger.delete(tile)
+        delete_parts(ledger.location, tables, tile)
+
+
 def drop_strays(place: Location, names: Sequence[str], ledger: Ledger) -> None:
     """Delete parts that no record speaks of; to be called when everything is done.
 
@@ -134,56 +183,54 @@ def drop_strays(place: Location, names: Sequence[str], ledger: Ledger) -> None:
             delete_parts(place, [name], tile)
 
 
-def read_table(
-    target: Any, name: str | None = None, storage_options: Mapping[str, Any] | None = None
-) -> Any:
-    """A table of a target, sorted by ordinal: the same bytes whatever the layout.
+def read_rows(place: Location, name: str | None, expected: Iterable[str]) -> Any:
+    """A table of a target, sorted; what :func:`geopatch_dask.read_table` gives.
 
     Parameters
     ----------
-    target : path, URL, Location or zarr store
+    place : Location
+        Of the target.
     name : str, optional
         Which table, where there are several.
-    storage_options : mapping
-        For the target.
-
-    Returns
-    -------
-    pyarrow.Table
-        ``.to_pandas()`` makes a DataFrame.  Tables of query points are sorted by point.  It is
-        read whole; of a finished target, any reader of Parquet datasets reads the same rows part
-        by part.
+    expected : iterable of str
+        Ids of super-tiles, to ask for where listing is forbidden.
 
     Raises
     ------
     TargetError
         When there is no target, or it has no such table.
     RecordError
-        When a part is missing or damaged; the same plan, run again, mends what is missing.
+        When a part is missing or damaged.
     GeopatchError
         When pyarrow is not installed.
 
     Warns
     -----
     IncompleteWarning
-        When the target is not finished: rows may be missing.
     """
     arrow()
-    place = Location.of(target, storage_options)
-    attributes = existing_root(place).get("attributes", {})
+    root = existing_root(place)
+    attributes = root.get("attributes", {})
     chosen = _chosen(place, attributes.get(TABLE_NAMES) or [], name)
-    if attributes.get(COMPLETE) is not True:
+    complete = attributes.get(COMPLETE) is True
+    if not complete:
         warnings.warn(
             f"{place.display} is not complete: rows not computed yet are not in the table",
             IncompleteWarning,
-            stacklevel=2,
+            stacklevel=3,  # whoever called read_table
         )
     folder = folder_of(place, chosen)
     raw = folder.read(_COLUMNS)
     if raw is None:
         raise TargetError(f"{folder.display} has no {_COLUMNS}: run the plan again")
     schema = _from_bytes(raw, f"{folder.display}/{_COLUMNS}").schema
-    wanted = _recorded(place, attributes, chosen)
+    ledger = Ledger(place, str(owner(root)))
+    done = ledger.done(expected=expected)
+    wanted: dict[str, int | None]
+    wanted = {r.id: r.tables[chosen] for r in done.values() if r.tables.get(chosen)}
+    if not done and not ledger.problems and complete:
+        # Someone copied the result without its records; strays were removed when it was finished.
+        wanted = dict.fromkeys(sorted(parts(place, chosen)))
     with ThreadPoolExecutor(_READERS) as pool:
         tables = list(pool.map(lambda tile: _read_part(folder, tile, wanted[tile], schema), wanted))
     return settled(tables, schema, (schema.metadata or {})[SORTED_BY.encode()].decode())
@@ -197,17 +244,6 @@ def _chosen(place: Location, names: Sequence[str], name: str | None) -> str:
     if name is not None and name not in names:
         raise TargetError(f"{place.display} holds no table {name!r}, but {', '.join(names)}")
     return name or names[0]
-
-
-def _recorded(place: Location, attributes: Mapping[str, Any], name: str) -> dict[str, int | None]:
-    """Rows of every super-tile that has some; None where no record tells how many."""
-    ledger = Ledger(place, str(attributes.get(FINGERPRINT)))
-    done: Iterable[Record] = ledger.done().values()
-    found: dict[str, int | None] = {r.id: r.tables[name] for r in done if r.tables.get(name)}
-    if not found and attributes.get(COMPLETE) is True and not ledger.names():
-        # Someone copied the result without its records; strays were removed when it was finished.
-        return dict.fromkeys(sorted(parts(place, name)))
-    return found
 
 
 def _read_part(folder: Location, tile: str, rows: int | None, schema: Any) -> Any:

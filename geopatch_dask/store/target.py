@@ -41,6 +41,7 @@ __all__ = [
     "is_complete",
     "open_array",
     "open_target",
+    "owner",
     "read_root",
     "refuse_leftovers",
     "reopen",
@@ -96,6 +97,12 @@ def read_root(location: Location | object) -> dict[str, Any] | None:
     except ValueError:
         return {}
     return document if isinstance(document, dict) else {}
+
+
+def owner(root: Mapping[str, Any] | None) -> str | None:
+    """The fingerprint of the plan whose result a target is, by its document; None of no plan."""
+    found = (root or {}).get("attributes", {}).get(FINGERPRINT)
+    return found if isinstance(found, str) else None
 
 
 def is_complete(location: Location | object) -> bool:

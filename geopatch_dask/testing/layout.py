@@ -52,7 +52,6 @@ from geopatch_dask.patch.patcher import Patcher
 from geopatch_dask.planning.context import Context
 from geopatch_dask.planning.operator import Operator
 from geopatch_dask.store.location import Location
-from geopatch_dask.store.tables import read_table
 
 __all__ = [
     "Cut",
@@ -424,7 +423,7 @@ def _computed(plan: Plan, way: Scheduler) -> dict[str, Any]:
         warnings.simplefilter("ignore", UncoveredWarning)  # holes are the patcher's business
         plan.run(way)
     arrays = {array.name: read_back(plan.target, array.name) for array in plan.arrays}
-    return arrays | {table.name: read_table(plan.target, table.name) for table in plan.tables}
+    return arrays | {table.name: api.read_table(plan.target, table.name) for table in plan.tables}
 
 
 def _assert_same(found: dict[str, Any], expected: Any, what: str) -> None:
