@@ -5,6 +5,7 @@ The oracle is plain zarr: a change of the store counts exactly if it changes wha
 
 from __future__ import annotations
 
+import errno
 import json
 import warnings
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
 import geopatch_dask as gp
+from geopatch_dask.execute.stored import Stored
 from geopatch_dask.execute.verification import Mismatch
 from geopatch_dask.testing import Cut, read_back
 
@@ -310,6 +312,55 @@ def test_repair_forgets_what_is_wrong_and_a_run_mends_it() -> None:
     assert (report.complete, report.summary.states) == (True, {"done": 2})
     assert read_back(run.store).tobytes() == right
     assert run.verify(4).ok
+
+
+def chained(cause: Exception) -> Exception:
+    """As a library that wraps what the system said."""
+    error = RuntimeError("cannot get")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    "errors",
+    [
+        [OSError(errno.EMFILE, "Too many open files")],
+        [OSError(errno.EIO, "Input/output error")],
+        [OSError(errno.ESTALE, "Stale file handle")],
+        [chained(OSError(errno.EMFILE, "Too many open files"))],
+        [ConnectionResetError()],
+        [MemoryError()],
+        [ValueError("a codec"), OSError(errno.EMFILE, "Too many open files")],
+    ],
+    ids=repr,
+)
+def test_trouble_of_this_process_is_no_damage(
+    errors: list[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of(ops.mixing)
+    before = dict(run.objects)
+    left = iter(errors)
+
+    class Troubled:
+        """An array that cannot be read here and now."""
+
+        def __init__(self, array: Any) -> None:
+            self.array = array
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.array, name)
+
+        def __getitem__(self, cells: Any) -> Any:
+            raise next(left, errors[-1])
+
+    opened = Stored._open
+    monkeypatch.setattr(Stored, "_open", lambda self, array: Troubled(opened(self, array)))
+    monkeypatch.setattr("geopatch_dask.execute.verify.READERS", 1)
+    with pytest.raises(gp.TargetError, match="cannot read .*data"):
+        run.verify(repair=True)
+    assert run.objects == before
+    monkeypatch.undo()
+    assert run.verify(4).whole
 
 
 def test_nothing_is_repaired_while_a_run_is_at_work() -> None:

@@ -23,7 +23,7 @@ import zarr
 
 from geopatch_dask.aggregation.table import arrow
 from geopatch_dask.errors import RecordError, TargetError
-from geopatch_dask.failures import failure_kind
+from geopatch_dask.failures import judged
 from geopatch_dask.patch.boxes import Box
 from geopatch_dask.planning.core import PlanBase
 from geopatch_dask.planning.probe import OutputArray
@@ -119,6 +119,7 @@ class Stored:
                 try:
                     array[part.slices()]
                 except Exception as broken:
+                    self._raise_elsewhere(name, broken)
                     raise Unreadable(name, key, f"cannot be decoded ({_line(broken)})") from broken
             raise Unreadable(name, name, f"cannot be read ({_line(error)})") from error
 
@@ -138,8 +139,8 @@ class Stored:
             yield f"{name}/{metadata.encode_chunk_key(coords)}", cells
 
     def _raise_elsewhere(self, name: str, error: Exception) -> None:
-        """A store that does not answer is no damaged object."""
-        if failure_kind(error) in _ELSEWHERE:
+        """Trouble of the store, the system or this process is no damaged object."""
+        if _is_elsewhere(error):
             place = self.plan.target
             raise_target_error("read", f"{place.display}/{name}", error, place.storage_options)
 
@@ -175,6 +176,7 @@ class Stored:
         try:
             return pa.parquet.ParquetFile(pa.BufferReader(data)).read()
         except (pa.ArrowException, OSError) as error:
+            self._raise_elsewhere(name, error)
             raise Unreadable(
                 name, f"part-{record.id}.parquet", f"cannot be decoded ({_line(error)})"
             ) from error
@@ -231,6 +233,24 @@ def untrusted(ledger: Ledger, expected: Sequence[str] = ()) -> dict[str, str]:
         except RecordError as error:
             found[name] = str(error)
     return found
+
+
+def _is_elsewhere(error: BaseException) -> bool:
+    """Whether a failure says nothing about the object that was asked for.
+
+    What the system says is trouble of here and now, even where no other attempt would help: bytes
+    that cannot be decoded make no system call fail.  Memory is the doubtful case, since damage may
+    ask for any amount of it; nothing is to be forgotten on a doubt.
+    """
+    kind, transient = judged(error)
+    if transient or kind in _ELSEWHERE:
+        return True
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, MemoryError) or (isinstance(link, OSError) and link.errno):
+            return True
+        link = link.__cause__ or link.__context__
+    return False
 
 
 def _line(error: BaseException) -> str:
