@@ -356,7 +356,7 @@ def test_trouble_of_this_process_is_no_damage(
     opened = Stored._open
     monkeypatch.setattr(Stored, "_open", lambda self, array: Troubled(opened(self, array)))
     monkeypatch.setattr("geopatch_dask.execute.verify.READERS", 1)
-    with pytest.raises(gp.TargetError, match="cannot read .*data"):
+    with pytest.raises(gp.TargetError, match=r"cannot read .*data"):
         run.verify(repair=True)
     assert run.objects == before
     monkeypatch.undo()
