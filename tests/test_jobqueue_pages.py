@@ -154,19 +154,22 @@ class TestSlurmArray:
     @pytest.mark.parametrize(
         ("env", "told"),
         [
-            ({"SLURM_MEM_PER_CPU": "4096"}, "--workers 4 --memory-limit 3968MiB"),
-            ({"SLURM_MEM_PER_NODE": "8704"}, "--workers 4 --memory-limit 2048MiB"),
+            # The driver tries the operator: it has as much as a worker.
+            ({"SLURM_MEM_PER_CPU": "4096"}, "--workers 4 --memory-limit 3277MiB"),
+            ({"SLURM_MEM_PER_NODE": "10240"}, "--workers 4 --memory-limit 2048MiB"),
+            ({"SLURM_MEM_PER_NODE": "2048"}, "--workers 4 --memory-limit 384MiB"),
+            ({"SLURM_MEM_PER_NODE": "8704", "OWN": "512"}, "--workers 4 --memory-limit 2048MiB"),
             (
                 {"SLURM_MEM_PER_NODE": "8704", "CUDA_VISIBLE_DEVICES": "0"},
-                "--workers 1 --memory-limit 8192MiB",
+                "--workers 1 --memory-limit 4352MiB",
             ),
             (
                 {"SLURM_MEM_PER_NODE": "8704", "SLURM_GPUS_ON_NODE": "1"},
-                "--workers 1 --memory-limit 8192MiB",
+                "--workers 1 --memory-limit 4352MiB",
             ),
             *(  # what a task without a GPU may be told
                 (
-                    {"SLURM_MEM_PER_NODE": "8704", "CUDA_VISIBLE_DEVICES": none},
+                    {"SLURM_MEM_PER_NODE": "10240", "CUDA_VISIBLE_DEVICES": none},
                     "--workers 4 --memory-limit 2048MiB",
                 )
                 for none in ("", "NoDevFiles", "-1")
@@ -241,11 +244,13 @@ class TestPbs:
     @pytest.mark.parametrize(
         ("env", "share", "workers", "memory"),
         [
-            ({"PBS_ARRAY_INDEX": "2", "NCPUS": "4"}, 2, 4, 3968),
-            ({"PBS_ARRAY_INDEX": "1", "NCPUS": "1", "MEMORY": "2560"}, 1, 1, 2048),
-            ({"NCPUS": "8", "CUDA_VISIBLE_DEVICES": "1"}, 0, 1, 15872),
-            ({"NCPUS": "4", "CUDA_VISIBLE_DEVICES": "NoDevFiles"}, 0, 4, 3968),
-            ({}, 0, 2, 7936),  # what nproc says
+            ({"PBS_ARRAY_INDEX": "2", "NCPUS": "4"}, 2, 4, 3277),
+            ({"PBS_ARRAY_INDEX": "1", "NCPUS": "1", "MEMORY": "4096"}, 1, 1, 2048),
+            ({"PBS_ARRAY_INDEX": "1", "NCPUS": "1", "MEMORY": "900"}, 1, 1, 388),
+            ({"PBS_ARRAY_INDEX": "1", "NCPUS": "4", "OWN": "512"}, 1, 4, 3968),
+            ({"NCPUS": "8", "CUDA_VISIBLE_DEVICES": "1"}, 0, 1, 8192),
+            ({"NCPUS": "4", "CUDA_VISIBLE_DEVICES": "NoDevFiles"}, 0, 4, 3277),
+            ({}, 0, 2, 5461),  # what nproc says
         ],
     )
     def test_a_task_computes_its_share(

@@ -127,4 +127,9 @@ def test_the_pod_monitor_asks_the_same_pods() -> None:
     assert chosen["values"] == keep["regex"].split("|")
     label = chosen["key"].replace(".", "_").replace("/", "_")
     assert keep["source_labels"] == [f"__meta_kubernetes_pod_label_{label}"]
-    assert monitor["spec"]["podMetricsEndpoints"][0]["port"] == port["regex"]
+    endpoints = monitor["spec"]["podMetricsEndpoints"]
+    assert [end["port"] for end in endpoints] == port["regex"].split("|")
+    # Both say which cluster by the same label.
+    [named] = [r for r in config["scrape_configs"][0]["relabel_configs"] if "cluster" in str(r)]
+    told = {"sourceLabels": named["source_labels"], "targetLabel": named["target_label"]}
+    assert all(end["relabelings"] == [told] for end in endpoints)

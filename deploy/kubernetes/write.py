@@ -52,6 +52,8 @@ HEAD = "# Written by deploy/kubernetes/write.py from geopatch_dask/clusters/pods
 #: Seconds in which the first worker must come, once the scheduler answers.
 WAIT = 1800
 RUN = ["geopatch", "run", "/job/job.toml", "--cluster"]
+#: Where the runner serves the numbers of the whole run; of a pod's network, which a policy closes.
+METRICS = 9464
 
 Spec = dict[str, Any]
 
@@ -87,7 +89,9 @@ def dask_job(size: Size) -> Spec:
     """
     cluster = dask_cluster(size)
     cluster["spec"].pop("idleTimeout")  # of a DaskJob, the operator does not look at it
-    runner = _container("runner", [*RUN, "$(DASK_SCHEDULER_ADDRESS)"], 1, size.memory + OVERHEAD)
+    args = [*RUN, "$(DASK_SCHEDULER_ADDRESS)", "--metrics", f"0.0.0.0:{METRICS}"]
+    runner = _container("runner", args, 1, size.memory + OVERHEAD)
+    runner["ports"] = [{"name": "http-metrics", "containerPort": METRICS, "protocol": "TCP"}]
     waiting = (
         "from distributed import Client; "
         f"Client(timeout='30 minutes').wait_for_workers(1, timeout={WAIT})"
@@ -130,8 +134,11 @@ def finish(size: Size) -> Spec:
 
 
 def _job(name: str, args: list[str], size: Size) -> Spec:
-    """A job whose pod is a machine of its own, with a local cluster in it."""
-    memory = size.slots * size.memory + 2 * OVERHEAD  # twice: driver and scheduler are in it, too
+    """A job whose pod is a machine of its own, with a local cluster in it.
+
+    The driver is in it, too, and tries the operator: it gets as much as a slot.
+    """
+    memory = (size.slots + 1) * size.memory + 2 * OVERHEAD
     pod = pod_spec(PODS, _container("run", args, size.slots, memory))
     rules = [
         # taken away with its node: no fault of the pod, and no attempt

@@ -80,6 +80,7 @@ OPTIONS: Mapping[str, str] = {
     "nanny": "whether a process watches each worker, and starts it again (yes)",
     "death_timeout": "seconds that a worker looks for its scheduler (60)",
     "dashboard": "port of the scheduler's dashboard, on loopback unless a host is named (off)",
+    "worker_dashboard": "of each worker's pages and metrics: '0.0.0.0:0' (a free port of loopback)",
 }
 
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<parts>\d+(?::\d{1,2}){0,2})")
@@ -185,9 +186,7 @@ def job_options(kind: str, request: Request, options: Mapping[str, Any]) -> dict
     cores = whole_number("cores", options.get("cores") or 1)
     memory = _memory(kind, request, processes)
     total = processes * memory + OVERHEAD
-    life = Life.of(
-        str(options.get("walltime") or _configured(kind, "walltime")), options.get("margin")
-    )
+    life = Life.of(_walltime(kind, options), options.get("margin"))
     interface = options.get("interface") or _configured(kind, "interface")
     found: dict[str, Any] = {
         "cores": processes,  # of Dask: threads, one per process
@@ -197,7 +196,7 @@ def job_options(kind: str, request: Request, options: Mapping[str, Any]) -> dict
         "interface": interface,
         "job_script_prologue": _prologue(kind, cores, options),
         "job_extra_directives": _directives(kind, gpus, options),
-        "worker_extra_args": _worker_arguments(kind, memory, life, gpus),
+        "worker_extra_args": _worker_arguments(kind, memory, life, gpus, options),
         "log_directory": str(_given(kind, options, "log_directory") or "geopatch-logs"),
         "scheduler_options": _scheduler(kind, interface, options),
         "security": None if request.tls is None else security(request.tls),
@@ -288,14 +287,17 @@ def _prologue(kind: str, cores: int, options: Mapping[str, Any]) -> list[str]:
     return [*exports, *_configured_lines(kind, "job-script-prologue"), *_lines(options, "prologue")]
 
 
-def _worker_arguments(kind: str, memory: int, life: Life, gpus: int) -> list[str]:
+def _worker_arguments(
+    kind: str, memory: int, life: Life, gpus: int, options: Mapping[str, Any]
+) -> list[str]:
     """Arguments of ``dask worker`` beyond those of dask-jobqueue; the last of two alike counts.
 
     The memory limit is repeated in bytes: dask-jobqueue rounds it to two digits.
     """
     found = ["--memory-limit", str(memory)]
     found += ["--lifetime", f"{life.lifetime:g}s", "--lifetime-stagger", f"{life.stagger:g}s"]
-    found += ["--dashboard-address", "127.0.0.1:0"]
+    pages = dashboard_address(options.get("worker_dashboard") or 0, "worker_dashboard")
+    found += ["--dashboard-address", str(pages)]
     if gpus:
         found += ["--preload", "geopatch_dask.clusters.gpus"]
     return [*found, *_configured_lines(kind, "worker-extra-args")]
@@ -326,6 +328,17 @@ def _configured(kind: str, name: str) -> Any:
 
 def _configured_lines(kind: str, name: str) -> list[str]:
     return [str(line) for line in _configured(kind, name) or ()]
+
+
+def _walltime(kind: str, options: Mapping[str, Any]) -> str:
+    """What was given, or configured; without an hour it means something else to each of them."""
+    found = str(options.get("walltime") or _configured(kind, "walltime"))
+    if kind == "pbs" and found.strip().isdigit():
+        raise OptionError(
+            f"walltime {found!r} has no unit: PBS would take it for seconds, Slurm for minutes; "
+            "give hours:minutes:seconds, as in '04:00:00'"
+        )
+    return found
 
 
 def _given(kind: str, options: Mapping[str, Any], word: str) -> Any:

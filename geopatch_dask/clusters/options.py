@@ -122,13 +122,15 @@ def optional(module: str, kind: str, extra: str) -> Any:
             signal.signal(signal.SIGINT, interrupt)
 
 
-def dashboard_address(given: str | int | bool) -> str | None:
+def dashboard_address(given: str | int | bool, word: str = "dashboard") -> str | None:
     """Where the dashboard listens: on loopback, unless a host is named.
 
     Parameters
     ----------
     given : str, int or bool
         A port, ``":port"``, ``"host:port"``; True or 0 for any free port, False for none.
+    word : str
+        For which it was given.
 
     Returns
     -------
@@ -149,6 +151,6 @@ def dashboard_address(given: str | int | bool) -> str | None:
     found = re.fullmatch(r"(?:(\[[0-9a-fA-F:]+\]|[^:\s]*):)?(\d{1,5})", str(given))
     if found is None or int(found[2]) > 65535:
         raise OptionError(
-            f"dashboard {given!r} is no port, :port or host:port; as in dashboard=8787"
+            f"{word} {given!r} is no port, :port or host:port; as in {word}=8787"
         )
     return f"{found[1] or _LOOPBACK}:{found[2]}"
