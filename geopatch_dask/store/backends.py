@@ -17,6 +17,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import AsyncIterator
@@ -49,6 +50,10 @@ PARTIAL = ".partial"
 #: How often a file is written whose folder vanishes meanwhile: runs that start in the same moment
 #: remove what an earlier one left beside the target.
 _ROUNDS = 10
+_MD5 = re.compile("[0-9a-f]{32}")
+
+#: Names in a folder; with each its MD5 in hex, if known.
+Listing = dict[str, str | None]
 
 
 class Backend(Protocol):
@@ -66,8 +71,11 @@ class Backend(Protocol):
     def exists(self, name: str) -> bool:
         """Whether there is an object (not a folder) of this name."""
 
-    def children(self, prefix: str) -> list[str]:
-        """Last parts of the names directly inside a folder, objects and folders alike."""
+    def children(self, prefix: str) -> Listing:
+        """Last parts of the names directly inside a folder, objects and folders alike.
+
+        With each, the MD5 of the object in hex, if it comes with the listing.
+        """
 
     def clear(self, keep: str) -> None:
         """Remove everything here but the object ``keep``."""
@@ -130,12 +138,12 @@ class LocalBackend:
     def exists(self, name: str) -> bool:
         return (self.root / name).is_file()
 
-    def children(self, prefix: str) -> list[str]:
+    def children(self, prefix: str) -> Listing:
         try:
             found = os.listdir(self.root / prefix)  # noqa: PTH208
         except FileNotFoundError:
-            return []
-        return [name for name in found if not name.endswith(PARTIAL)]
+            return {}
+        return dict.fromkeys(name for name in found if not name.endswith(PARTIAL))
 
     def clear(self, keep: str) -> None:
         try:
@@ -198,19 +206,20 @@ class FsspecBackend:
                 raise
             return False
 
-    def children(self, prefix: str) -> list[str]:
+    def children(self, prefix: str) -> Listing:
         fs, root = self._client()
         folder = _join(root, prefix)
         fs.invalidate_cache(folder)
         try:
-            listed = fs.ls(folder, detail=False)
+            listed = fs.ls(folder, detail=True)
         except FileNotFoundError as error:
             if _no_bucket(error):
                 raise
-            return []
-        names = {str(path).rstrip("/").rsplit("/", 1)[-1]: str(path).rstrip("/") for path in listed}
+            return {}
+        found = {str(item["name"]).strip("/"): _md5(item.get("ETag")) for item in listed}
         # A folder marker, or a file in place of the folder, is listed under the folder's own name.
-        return [name for name, path in names.items() if path.strip("/") != folder.strip("/")]
+        found.pop(folder.strip("/"), None)
+        return {path.rpartition("/")[2]: told for path, told in found.items()}
 
     def clear(self, keep: str) -> None:
         fs, root = self._client()
@@ -281,15 +290,15 @@ class ObstoreBackend:
             return False
         return True
 
-    def children(self, prefix: str) -> list[str]:
+    def children(self, prefix: str) -> Listing:
         import obstore
 
         folder = self._key(prefix)
-        found = obstore.list_with_delimiter(self._bucket, folder or None)
-        paths = [*found["common_prefixes"], *(item["path"] for item in found["objects"])]
-        # A folder marker is listed under the folder's own name.
-        names = {path.strip("/").rpartition("/")[2]: path.strip("/") for path in paths}
-        return [name for name, path in names.items() if path != folder]
+        listed = obstore.list_with_delimiter(self._bucket, folder or None)
+        found: Listing = {path.strip("/"): None for path in listed["common_prefixes"]}
+        found |= {item["path"].strip("/"): _md5(item["e_tag"]) for item in listed["objects"]}
+        found.pop(folder, None)  # a folder marker is listed under the folder's own name
+        return {path.rpartition("/")[2]: told for path, told in found.items()}
 
     def clear(self, keep: str) -> None:
         import obstore
@@ -342,10 +351,10 @@ class StoreBackend:
     def exists(self, name: str) -> bool:
         return bool(sync(self.store.exists(_join(self.prefix, name))))
 
-    def children(self, prefix: str) -> list[str]:
+    def children(self, prefix: str) -> Listing:
         folder = _join(self.prefix, prefix)
         names = sync(_gathered(self.store.list_dir(folder)))
-        return sorted({name.rstrip("/").rsplit("/", 1)[-1] for name in names})
+        return dict.fromkeys(name.rstrip("/").rsplit("/", 1)[-1] for name in names)
 
     def clear(self, keep: str) -> None:
         sync(_delete_all(self.store, self.prefix, _join(self.prefix, keep)))
@@ -375,6 +384,12 @@ def fsync(path: Path) -> None:
 
 def _join(prefix: str, name: str) -> str:
     return f"{prefix.rstrip('/')}/{name}" if prefix and name else prefix or name
+
+
+def _md5(etag: Any) -> str | None:
+    """What an ETag says of the object: its MD5, unless it was written in parts, or encrypted."""
+    text = str(etag or "").strip('"')
+    return text if _MD5.fullmatch(text) else None
 
 
 def _no_bucket(error: Exception) -> bool:

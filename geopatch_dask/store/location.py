@@ -270,11 +270,23 @@ class Location:
         ------
         TargetError
         """
+        return sorted(self.digests(prefix))
+
+    def digests(self, prefix: str = "") -> dict[str, str | None]:
+        """As :meth:`list`, in any order; with each name the MD5 of the object, in hex, if known.
+
+        Buckets tell it with the listing, of objects that were written in one piece and not
+        encrypted with a key of the user's.  Elsewhere it may be another digest of the same length.
+
+        Raises
+        ------
+        TargetError
+        """
         folder = prefix.strip("/")
         if folder:
             _checked_name(folder)
-        names = self._do("list", folder, lambda place: place.children(folder))
-        return sorted(f"{folder}/{name}" if folder else name for name in names)
+        found = self._do("list", folder, lambda place: place.children(folder))
+        return {f"{folder}/{name}" if folder else name: told for name, told in found.items()}
 
     def clear(self, keep: str = "") -> None:
         """Delete everything inside this location, except the object ``keep`` directly in it.
