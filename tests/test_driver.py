@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import heapq
+import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -13,9 +14,13 @@ from hypothesis import strategies as st
 
 import geopatch_dask as gp
 from geopatch_dask.execute import driver as module
-from geopatch_dask.execute.driver import Done, Driver, Event, Failed, GiveUp, Lost, Start, Stop
+from geopatch_dask.execute.drive import drive
+from geopatch_dask.execute.driver import Driver, GiveUp, Start, Stop
+from geopatch_dask.execute.events import Done, Event, Failed, Lost
 from geopatch_dask.execute.policy import DEFAULT, Policy, backoff
+from geopatch_dask.execute.workers import Message
 from geopatch_dask.planning.units import parse_seconds
+from geopatch_dask.report.outcome import Outcome
 
 
 def error(kind: str) -> dict[str, str]:
@@ -79,6 +84,15 @@ class TestDecisions:
         orders = driver.step(3.0, [Done(0, 3, 1.0)])
         assert starts(orders) == [(1, 3)]
         assert given_up(driver.step(4.0, [Lost(1, 3, error("lost"))])) == [1]
+
+    def test_a_transient_failure_waits_also_when_alone(self) -> None:
+        driver = Driver([0], Policy(attempts=3), 1)
+        driver.step(0.0)
+        assert starts(driver.step(1.0, [Failed(0, 1, error("memory"))])) == [(0, 2)]
+        assert driver.step(1.0, [Failed(0, 2, error("transient"))]) == []
+        assert driver.waiting == 1.0 + backoff(0, 1)
+        assert starts(driver.step(driver.waiting)) == [(0, 3)]
+        assert given_up(driver.step(9.0, [Failed(0, 3, error("memory"))])) == [0]
 
     def test_out_of_memory_runs_alone_at_once(self) -> None:
         driver = Driver([0, 1], Policy(), 2)
@@ -179,6 +193,24 @@ class TestBackups:
         assert not driver.over
         assert starts(driver.step(driver.waiting or 0.0, slots=4)) == [(9, 3)]
 
+    @pytest.mark.parametrize("kind", ["permanent", "transient", "memory"])
+    def test_nothing_is_given_up_while_its_backup_runs(self, kind: str) -> None:
+        driver = self.tail(Policy(attempts=1))
+        driver.step(50.0, slots=4)
+        assert driver.step(51.0, [Failed(9, 1, error(kind))], 4) == []
+        assert driver.step(52.0, [Done(9, 2)], 4) == []
+        assert driver.over
+
+    @pytest.mark.parametrize("done_first", [True, False])
+    def test_an_attempt_fails_in_the_moment_in_which_its_backup_is_done(
+        self, done_first: bool
+    ) -> None:
+        driver = self.tail()
+        driver.step(50.0, slots=4)
+        both: list[Event] = [Failed(9, 1, error("permanent")), Done(9, 2)]
+        assert given_up(driver.step(51.0, both[::-1] if done_first else both, 4)) == []
+        assert driver.over
+
     def test_not_while_slots_are_busy_nor_when_unwanted(self) -> None:
         assert self.tail().step(1000.0, slots=1) == []
         assert self.tail(Policy(backups=False)).step(1000.0, slots=4) == []
@@ -190,6 +222,57 @@ class TestBackups:
         driver.step(200.0, [Done(1, 1, 100.0)], 3)  # two slots are idle from here on
         assert driver.step(200.0 + 299.0, slots=3) == []
         assert starts(driver.step(200.0 + 301.0, slots=3)) == [(2, 2)]
+
+
+# ---- the loop ------------------------------------------------------------------------------
+
+
+class Scripted:
+    """Workers on which the first try at 1 fails when its backup is done: told at once."""
+
+    slots = 4
+
+    def __init__(self) -> None:
+        self.started: list[tuple[int, int]] = []
+        self.told: list[Message | Lost] = []
+
+    def start(self, attempts: Sequence[Start]) -> None:
+        for item in attempts:
+            self.started.append((item.ordinal, item.attempt))
+            if item.ordinal == 0:
+                self.told.append(Message(0, 1, Outcome(0, "a", "done", seconds={"read": 0.1})))
+            elif item.attempt == 2:
+                failed = Outcome(1, "b", "failed", error=error("permanent"))
+                self.told.append(Message(1, 1, failed))
+                self.told.append(Message(1, 2, Outcome(1, "b", "done")))
+
+    def stop(self, attempts: Sequence[Stop]) -> None:
+        """Nothing runs any more."""
+
+    def give_up(self, items: Sequence[GiveUp]) -> None:
+        """Finds that somebody has finished it."""
+        self.told += [
+            Message(item.ordinal, 0, Outcome(item.ordinal, "b", "done")) for item in items
+        ]
+
+    def wait(self, seconds: float) -> list[Message | Lost]:
+        time.sleep(min(seconds, 0.01))
+        told, self.told = self.told, []
+        return told
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def test_a_super_tile_whose_backup_is_done_as_it_fails_counts_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "STRAGGLER", 0.0)
+    monkeypatch.setattr(module, "STRAGGLER_SECONDS", 0.0)
+    workers, ended = Scripted(), Counter[tuple[int, str]]()
+    drive([0, 1], workers, Policy(), lambda o: ended.update([(o.ordinal, o.state)]))
+    assert workers.started == [(0, 1), (1, 1), (1, 2)]
+    assert ended == {(0, "done"): 1, (1, "done"): 1}
 
 
 # ---- random stories ------------------------------------------------------------------------

@@ -243,9 +243,10 @@ def test_nothing_is_judged_before_somebody_tells_or_time_is_up(world: World) -> 
     world.now = GRACE - 0.01
     assert world.losses.judged() == []
     world.now = GRACE
-    ((where, error, machine),) = world.losses.judged()
-    assert (where, machine, error["kind"]) == ((0, 1), True, "lost")
-    assert "was lost with its machine or batch job: preempted" in error["message"]
+    (lost,) = world.losses.judged()
+    assert (lost.ordinal, lost.attempt, lost.machine, lost.error["kind"]) == (0, 1, True, "lost")
+    assert not lost.timed_out
+    assert "was lost with its machine or batch job: preempted" in lost.error["message"]
     assert not world.losses
 
 
@@ -269,8 +270,9 @@ def test_what_is_told_decides(
     world.scheduler.tell(topic, worker=B, **event)
     assert world.losses.judged() == []  # another worker's
     world.scheduler.tell(topic, worker=A, **event)
-    ((where, error, machine),) = world.losses.judged()
-    assert (where, machine, error["kind"]) == ((0, 1), False, kind)
+    (lost,) = world.losses.judged()
+    error = lost.error
+    assert (lost.ordinal, lost.attempt, lost.machine, error["kind"]) == (0, 1, False, kind)
     assert error["type"] == "WorkerLost"
     assert message in error["message"]
     assert "1.0 GiB allowed per slot" in error["message"]
@@ -282,9 +284,9 @@ def test_what_is_told_decides(
 def test_a_worker_without_a_nanny_is_taken_for_dead(world: World) -> None:
     world.lose(Worker(nanny=None))
     world.losses.add(1, 1, CancelledError())
-    assert [(where, machine) for where, _, machine in world.losses.judged()] == [
-        ((0, 1), False),
-        ((1, 1), False),
+    assert [(lost.ordinal, lost.attempt, lost.machine) for lost in world.losses.judged()] == [
+        (0, 1, False),
+        (1, 1, False),
     ]
 
 
@@ -295,7 +297,7 @@ def test_what_is_given_up_says_how_its_batch_jobs_ended(world: World) -> None:
     world.scheduler.tell(JOBS, name="geopatch-4", job="18", state="OUT_OF_MEMORY")
     world.scheduler.tell(JOBS, name="geopatch-5", job="19", state="TIMEOUT")
     world.now = GRACE
-    error = world.losses.judged()[0][1]
+    error = world.losses.judged()[0].error
     item = world.losses.completed(GiveUp(0, error, 3))
     assert item.error["message"].endswith("; its batch jobs ended: PREEMPTED, OUT_OF_MEMORY")
     other = GiveUp(1, error, 3)

@@ -9,31 +9,31 @@
 
 A worker that dies costs the task that it had in hand, and not those that are done: their states
 stay on the cluster as long as the pass is not over, and only the tree above them, which is quick,
-is sent once more.  What a death means is as for a super-tile (:mod:`geopatch_dask.execute.driver`):
-after the first the task is started again, after the second, or the first for want of memory, when
-nothing else runs, so that it takes no other with it; after the third it has failed.  A machine that
-was lost is forgiven as often as the policy says, and a time-out once.
+is sent once more.  What was lost is started again while the rest is computed.  What a loss means
+is judged as for a super-tile (:mod:`geopatch_dask.execute.case`), with one case for every run of
+leaves, one for the tree, and one for every leaf that takes too long.
 
 Errors end the pass: what may pass has been tried again where it happened
-(:mod:`geopatch_dask.execute.first_pass`).
+(:mod:`geopatch_dask.execute.first_pass`).  Only a run of leaves that was short of memory is started
+once more, alone.
 """
 
 from __future__ import annotations
 
 import queue
 import time
-from asyncio import CancelledError
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from dask.task_spec import TaskRef
 from distributed import Client, Future, KilledWorker
-from distributed.comm.core import CommClosedError
 
-from geopatch_dask.execute.connection import check_connected, value_or_error, wait_for
-from geopatch_dask.execute.driver import FORGIVEN
+from geopatch_dask.execute.case import Case, Verdict
+from geopatch_dask.execute.connection import FORGOTTEN, check_connected, value_or_error
+from geopatch_dask.execute.events import Failed, Lost
 from geopatch_dask.execute.first_pass import Care, FirstPassFailed, context_of, leaves_text
 from geopatch_dask.execute.graph import leaf_tasks, tree_tasks
 from geopatch_dask.execute.losses import ASK, Losses
@@ -43,14 +43,16 @@ from geopatch_dask.planning.core import PlanBase
 
 __all__ = ["ClusterPass", "PlanLost"]
 
-#: Deaths of workers after which a run of leaves is only started alone.
-DEATHS = 2
 #: The number of the tree, among those of runs of leaves.
 TREE = -1
+#: States of a future without a value.
+BAD = ("error", "cancelled")
+#: Seconds between two looks at what has ended.
+TICK = 0.05
 
 
 class PlanLost(Exception):
-    """Dask gave up the plan, because a worker died with it in hand."""
+    """The plan is no longer on the cluster: a worker died with it, or the connection broke."""
 
 
 class _Where(Exception):
@@ -58,6 +60,22 @@ class _Where(Exception):
 
     def __str__(self) -> str:
         return f"\n{self.args[0]}"
+
+
+@dataclass(slots=True)
+class _Run(Case):
+    """A run of leaves, or the tree above all of them."""
+
+    key: Any = None
+    future: Future[Any] | None = None
+    judging: bool = False  # it lost its worker, and it is not known yet why
+    ended: int = 0  # the attempt whose worker has been ended because of a time-out
+
+    def forget(self) -> None:
+        """Have it started again."""
+        if self.future is not None:
+            self.future.release()
+        self.future = None
 
 
 class ClusterPass:
@@ -88,15 +106,12 @@ class ClusterPass:
         self.plan, self.policy, self.client, self.look = plan, policy, client, look
         self.name, self.plan_key = name, plan_key
         self.care = Care(policy, far=True)
-        self.runs = leaf_runs(plan)
+        self.leaves = leaf_runs(plan)
         self.told: queue.SimpleQueue[Mapping[str, Any]] = queue.SimpleQueue()
         self._losses = Losses(plan, client)
-        self._attempts: Counter[int] = Counter()
-        self._deaths: Counter[int] = Counter()
-        self._machines: Counter[int] = Counter()
-        self._late: Counter[int] = Counter()  # time-outs by leaf
-        self._ended: Counter[int] = Counter()  # workers ended because of them, by run of leaves
-        self._stats: dict[int, tuple[Any, Future[Any]]] = {}
+        self._runs = {i: _Run() for i in range(len(self.leaves))}
+        self._tree = _Run()
+        self._late: defaultdict[int, Case] = defaultdict(Case)  # by leaf
 
     def run(self) -> tuple[str, Future[Any]]:
         """Compute it; where the context is, and a future of it.
@@ -111,136 +126,135 @@ class ClusterPass:
         try:
             while True:
                 self._start()
-                if len(self._stats) < len(self.runs):
-                    for _, state in self._stats.values():
-                        wait_for(self.client, state, self._looked)
-                    self._repeat(self._lost())
-                    continue
-                key, future = self._tree()
-                if self._awaited(future):
-                    return key, future
+                found = self._tree.future
+                if found is not None and found.status == "finished":
+                    self._tree.future = None
+                    return self._tree.key, found
+                time.sleep(ASK if self._losses else TICK)
+                self._hear()
         finally:
-            for _, state in self._stats.values():
-                state.release()
+            for run in (self._tree, *self._runs.values()):
+                run.forget()
 
-    def _awaited(self, future: Future[Any]) -> bool:
-        """Whether the context is there in the end; if not, something is to be repeated."""
-        try:
-            wait_for(self.client, future, self._looked)
-            if future.status == "finished":
-                return True
-            self._judge(value_or_error(future))
-        except BaseException:
-            future.release()  # whoever has the exception has this frame, too
-            raise
-        future.release()
-        return False
+    # ---- starting --------------------------------------------------------------------------
 
     def _start(self) -> None:
-        """Send the runs of leaves that nobody computes; one that is suspected, when it is alone."""
-        missing = {i: run for i, run in enumerate(self.runs) if i not in self._stats}
-        todo = {i: run for i, run in missing.items() if self._deaths[i] < DEATHS}
-        if not todo and all(state.done() for _, state in self._stats.values()):
-            todo = dict(list(missing.items())[:1])
+        """Send what nobody computes; what is suspected, when nothing else is under way."""
+        missing = [i for i, run in self._runs.items() if run.future is None and not run.judging]
+        todo = [i for i in missing if not self._runs[i].alone]
+        if todo:
+            self._send_runs(todo)
+        elif self._busy():
+            return
+        elif missing:
+            self._send_runs(missing[:1])
+        elif self._tree.future is None:
+            self._send_tree()
+
+    def _busy(self) -> bool:
+        """Whether a run of leaves is being computed, or judged."""
+        return bool(self._losses) or any(
+            run.future is not None and run.future.status != "finished"
+            for run in self._runs.values()
+        )
+
+    def _send_runs(self, which: list[int]) -> None:
         tasks: dict[Any, Any] = {}
-        keys: dict[int, Any] = {}
-        for i, run in todo.items():
-            self._attempts[i] += 1
-            often = (self._attempts[i],) if self._attempts[i] > 1 else ()
-            keys[i] = (f"stat-{self.name}", i, *often)
-            tasks |= leaf_tasks(self.plan_key, keys[i], run, self.care)
-        if tasks:
-            futures = self.client.get(tasks, list(keys.values()), sync=False)
-            for (i, key), future in zip(keys.items(), futures, strict=True):
-                self._stats[i] = key, future
+        for i in which:
+            run = self._runs[i]
+            run.attempts += 1
+            often = (run.attempts,) if run.attempts > 1 else ()
+            run.key = (f"stat-{self.name}", i, *often)
+            tasks |= leaf_tasks(self.plan_key, run.key, self.leaves[i], self.care)
+        futures = self.client.get(tasks, [self._runs[i].key for i in which], sync=False)
+        for i, future in zip(which, futures, strict=True):
+            self._runs[i].future = future
 
-    def _tree(self) -> tuple[str, Future[Any]]:
-        self._attempts[TREE] += 1
-        often = f"-{self._attempts[TREE]}" if self._attempts[TREE] > 1 else ""
-        level = [TaskRef(self._stats[i][0]) for i in range(len(self.runs))]
-        tasks, key = tree_tasks(self.plan_key, f"{self.name}{often}", level, self.care)
-        (future,) = self.client.get(tasks, [key], sync=False)
-        return key, future
+    def _send_tree(self) -> None:
+        tree = self._tree
+        tree.attempts += 1
+        often = f"-{tree.attempts}" if tree.attempts > 1 else ""
+        level = [TaskRef(run.key) for run in self._runs.values()]
+        tasks, tree.key = tree_tasks(self.plan_key, f"{self.name}{often}", level, self.care)
+        (tree.future,) = self.client.get(tasks, [tree.key], sync=False)
 
-    def _looked(self) -> None:
-        """What may end the waiting: from outside, or because a leaf takes too long."""
+    # ---- hearing ---------------------------------------------------------------------------
+
+    def _hear(self) -> None:
+        """Take in what happened: from outside, to leaves that take too long, to workers."""
         self.look()
+        check_connected(self.client)
+        self._hear_told()
+        lost = False
+        for i, run in self._runs.items():
+            if run.future is not None and run.future.status == "finished":
+                run.ended = 0
+            elif run.future is not None and run.future.status in BAD:
+                lost = True
+                self._end(i, run, run.future)
+        tree = self._tree
+        if lost:  # it lacks a state
+            tree.forget()
+        elif tree.future is not None and tree.future.status in BAD:
+            self._end(TREE, tree, tree.future)
+        for event in self._losses.judged():
+            run = tree if event.ordinal == TREE else self._runs[event.ordinal]
+            run.judging = False
+            self._judge(run, event, f"at {self._name(event.ordinal)}")
+
+    def _hear_told(self) -> None:
         with suppress(queue.Empty):
             while True:
                 said = self.told.get_nowait()
                 leaf, error = said["leaf"], said["error"]
-                self._late[leaf] += 1
-                run = next(i for i, (first, last) in enumerate(self.runs) if first <= leaf < last)
-                self._ended[run] += 1
-                if self._late[leaf] > FORGIVEN:
-                    raise self._failed(f"at {said['name']}", error)
+                run = next(
+                    run
+                    for run, (first, last) in zip(self._runs.values(), self.leaves, strict=True)
+                    if first <= leaf < last
+                )
+                run.ended = run.attempts
+                late = Lost(leaf, run.attempts, error, timed_out=True)
+                self._judge(self._late[leaf], late, f"at {said['name']}")
 
-    def _judge(self, error: Any) -> None:
-        """What it means that the context is not there; returns when something is to be repeated."""
-        loss = self._loss(error)
-        self._repeat(self._lost() or {TREE: loss})
-
-    def _loss(self, error: Any) -> BaseException:
-        """An error, if it is the loss of a worker.
+    def _end(self, number: int, run: _Run, future: Future[Any]) -> None:
+        """What it means that there is an error in place of a state.
 
         Raises
         ------
         FirstPassFailed
         PlanLost
         """
+        error = value_or_error(future)
+        run.forget()
         self.look()  # which knows better, if the plan is to blame
         check_connected(self.client, error)
         if isinstance(error, FirstPassFailed):
-            raise error.bare() from _Where(error.traceback)
-        if not isinstance(error, KilledWorker | CancelledError | CommClosedError):
-            raise FirstPassFailed.of(self.plan, "on the cluster", error) from error
-        if isinstance(error, KilledWorker) and str(error.task) == self.plan_key:
+            event = Failed(number, run.attempts, {"kind": error.kind})
+            if run.take(event, self.policy) is Verdict.OVER:
+                raise error.bare() from _Where(error.traceback)
+            run.alone = True
+        elif isinstance(error, FORGOTTEN):
             raise PlanLost(str(error)) from error
-        return error
+        elif not isinstance(error, KilledWorker):
+            raise FirstPassFailed.of(self.plan, "on the cluster", error) from error
+        elif str(error.task) == self.plan_key:
+            raise PlanLost(str(error)) from error
+        elif run.ended != run.attempts:
+            run.judging = True
+            self._losses.add(number, run.attempts, error, self._name(number))
 
-    def _repeat(self, lost: Mapping[int, BaseException]) -> None:
-        """Forget runs that were lost, so that they are started again, unless that is enough."""
-        for run, why in lost.items():
-            if run != TREE:
-                self._stats.pop(run)[1].release()
-            self._charge(run, why)
-
-    def _lost(self) -> dict[int, BaseException]:
-        """The runs of leaves that Dask gave up, and why."""
-        found: dict[int, BaseException] = {}
-        for i, (_, future) in self._stats.items():
-            if future.status in ("error", "cancelled"):
-                found[i] = self._loss(value_or_error(future))
-        return found
-
-    def _charge(self, run: int, error: BaseException) -> None:
-        """Count the loss of a worker, once it is known what it died of.
-
-        Raises
-        ------
-        FirstPassFailed
-        """
-        if self._ended[run]:
-            self._ended[run] -= 1
-            return
-        self._losses.add(run, self._attempts[run], error, self._name(run))
-        while self._losses:
-            self._looked()
-            for _, why, machine in self._losses.judged():
-                count = self._machines if machine else self._deaths
-                count[run] += 1
-                if count[run] > (self.policy.losses if machine else DEATHS):
-                    raise self._failed(f"at {self._name(run)}", why)
-                if why["kind"] == "memory":
-                    self._deaths[run] = max(self._deaths[run], DEATHS)
-            time.sleep(ASK)
+    def _judge(self, case: Case, event: Lost, where: str) -> None:
+        verdict = case.take(event, self.policy)
+        if verdict is Verdict.OVER:
+            raise self._failed(where, event.error)
+        case.alone = case.alone or verdict is Verdict.ALONE
 
     def _name(self, run: int) -> str:
         if run == TREE:
             return "the states of all blocks"
         plan = self.plan
         source = context_of(plan).source(plan.field, plan.grid, plan.operator)
-        return leaves_text(source, *self.runs[run])
+        return leaves_text(source, *self.leaves[run])
 
     def _failed(self, where: str, error: Mapping[str, str]) -> FirstPassFailed:
         text = f"{error['type']}: {error['message']}"

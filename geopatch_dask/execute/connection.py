@@ -7,6 +7,7 @@ run ends with that.  Nothing here knows what the tasks are.
 from __future__ import annotations
 
 import time
+from asyncio import CancelledError
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,11 @@ from distributed.comm.core import CommClosedError
 
 from geopatch_dask.errors import RunIncomplete
 
-__all__ = ["check_connected", "fetched", "value_or_error", "wait_for"]
+__all__ = ["FORGOTTEN", "check_connected", "fetched", "value_or_error", "wait_for"]
+
+#: What a future holds whose task the scheduler has forgotten: the connection broke, and was made
+#: again without it, or something that the task depends on is gone.  The task is not to blame.
+FORGOTTEN = (CancelledError, CommClosedError)
 
 #: Seconds before a fetch over a connection that broke is made again.  The client has its own idea
 #: of when a scheduler is gone; these only bridge the time until it has noticed.

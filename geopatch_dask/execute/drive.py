@@ -22,7 +22,8 @@ from collections.abc import Callable, Sequence
 from typing import Self
 
 from geopatch_dask.errors import RunIncomplete
-from geopatch_dask.execute.driver import Done, Driver, Event, Failed, GiveUp, Lost, Start, Stop
+from geopatch_dask.execute.driver import Driver, GiveUp, Start, Stop
+from geopatch_dask.execute.events import Done, Event, Failed, Lost
 from geopatch_dask.execute.policy import Policy
 from geopatch_dask.execute.presence import TargetGone, absence
 from geopatch_dask.execute.workers import Message, Workers
@@ -151,21 +152,22 @@ def drive(
     """
     driver = Driver(todo, policy, len(todo))
     giving_up = 0
-    messages: list[Message] = []
+    messages: list[Message | Lost] = []
     try:
         while True:
             check()
             heard: list[Event] = []
             done: set[int] = set()  # a super-tile and its backup may end in the same moment
             for message in messages:
-                if message.attempt == 0:
+                if isinstance(message, Message) and message.attempt == 0:
                     giving_up -= 1
-                    on_outcome(_outcome(message))
+                    on_outcome(message.outcome)
                 elif driver.accepts(message.ordinal, message.attempt):
-                    event = _event(message)
-                    if isinstance(event, Done) and event.ordinal not in done:
+                    event = message if isinstance(message, Lost) else _event(message)
+                    if isinstance(message, Message) and isinstance(event, Done):
+                        if event.ordinal not in done:
+                            on_outcome(message.outcome)
                         done.add(event.ordinal)
-                        on_outcome(_outcome(message))
                     heard.append(event)
             orders = driver.step(time.monotonic(), heard, workers.slots)
             on_events(heard, driver.backups)
@@ -189,16 +191,7 @@ def _patience(driver: Driver) -> float:
 
 
 def _event(message: Message) -> Event:
-    where = (message.ordinal, message.attempt)
-    if message.error is not None:
-        return Lost(*where, message.error, message.timed_out, message.machine)
-    outcome = _outcome(message)
+    outcome = message.outcome
     if outcome.error is not None:
-        return Failed(*where, outcome.error)
-    return Done(*where, sum(outcome.seconds.values()))
-
-
-def _outcome(message: Message) -> Outcome:
-    if message.outcome is None:
-        raise ValueError(f"nothing is known of super-tile {message.ordinal}")
-    return message.outcome
+        return Failed(message.ordinal, message.attempt, outcome.error)
+    return Done(message.ordinal, message.attempt, sum(outcome.seconds.values()))

@@ -2,25 +2,15 @@
 
 ::
 
-                     +--------- transient: after a pause ---------+
-                     v                                            |
-    todo  --->  running  ---- done ---------------> (forgotten)   |
-      window         |                                            |
-                     +---- failed ---- permanent ---> given up    |
-                     |            +--- transient ------ attempts left? --no--> given up
-                     |            +--- memory ---> alone
-                     +---- worker died, once -----> again
-                     +---- worker died, twice, or for want of memory ----> alone
-                     |                                      alone: died again ----> given up
-                     +---- machine lost ----------> again ---- more than losses --> given up
-                     +---- timed out, once -------> again ---- timed out -----> given up
+                     +--- again, after a pause or at once ---+
+                     v                                       |
+    todo  --->  running  ---- done ----------> (forgotten)   |
+      window         |                                       |
+                     +---- failed, lost ----> its case ------+
+                                                |  |
+               alone: when nothing else runs <--+  +--> over: given up
 
-*Alone*: when nothing else runs, so that a super-tile that eats a worker takes no other with it,
-and one that was only in bad company is acquitted.
-
-A worker that *dies* under a nanny that lives may have died of its super-tile.  Where nanny and
-worker are gone together, the *machine* was lost, or the batch job: preempted, cancelled, out of
-walltime.  No super-tile does that, so it is not held against one, up to the policy's ``losses``.
+What a failure means is judged by its :class:`~geopatch_dask.execute.case.Case`.
 
 *Backups*: in the last wave, when slots are idle and nothing waits, a super-tile that has been
 running for much longer than others took is started a second time.  Both write the same bytes; the
@@ -38,9 +28,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
+from geopatch_dask.execute.case import Case, Verdict
+from geopatch_dask.execute.events import Done, Event
 from geopatch_dask.execute.policy import Policy, backoff
 
-__all__ = ["Done", "Driver", "Event", "Failed", "GiveUp", "Instruction", "Lost", "Start", "Stop"]
+__all__ = ["Driver", "GiveUp", "Instruction", "Start", "Stop"]
 
 #: Up to so many super-tiles, a scheduler may know all of them at once (8 kB of its memory each).
 ALL_AT_ONCE = 10_000
@@ -52,46 +44,6 @@ STRAGGLER = 3.0
 STRAGGLER_SECONDS = 10.0
 #: Durations that the median is taken of.
 REMEMBERED = 256
-#: Losses of a worker in company, and time-outs, that a super-tile is forgiven.
-FORGIVEN = 1
-
-
-# ---- what is told ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """An attempt finished its super-tile; ``seconds`` of work."""
-
-    ordinal: int
-    attempt: int
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """An attempt failed; ``error`` has ``type``, ``message``, ``traceback`` and ``kind``."""
-
-    ordinal: int
-    attempt: int
-    error: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """The worker of an attempt died, or was ended because of a time-out; ``error`` as in Failed.
-
-    ``machine``: what it ran on is lost with it.
-    """
-
-    ordinal: int
-    attempt: int
-    error: Mapping[str, str]
-    timed_out: bool = False
-    machine: bool = False
-
-
-Event = Done | Failed | Lost
 
 
 # ---- what is to be done ------------------------------------------------------------------------
@@ -126,18 +78,11 @@ Instruction = Start | Stop | GiveUp
 
 
 @dataclass(slots=True)
-class _Tile:
+class _Tile(Case):
     """What is known of a super-tile in hand."""
 
     running: dict[int, float] = field(default_factory=dict)  # attempt -> when it was started
-    attempts: int = 0
-    failures: int = 0
-    losses: int = 0
-    machines: int = 0
-    timeouts: int = 0
-    alone: bool = False
     backed_up: bool = False
-    error: Mapping[str, str] | None = None
 
 
 class Driver:
@@ -226,64 +171,15 @@ class Driver:
             self._durations.append(event.seconds)
             self._close(event.ordinal, tile, out)
             return
-        tile.error = event.error
-        if isinstance(event, Failed):
-            self._failed(event, tile, now, out)
-        elif event.timed_out:
-            tile.timeouts += 1
-            self._again_or_not(event.ordinal, tile, tile.timeouts <= FORGIVEN, now, out)
-        elif event.machine:
-            tile.machines += 1
-            left = tile.machines <= self.policy.losses
-            self._again_or_not(event.ordinal, tile, left, now, out)
-        else:
-            self._lost(event, tile, now, out)
-
-    def _failed(self, event: Failed, tile: _Tile, now: float, out: list[Instruction]) -> None:
-        kind = event.error.get("kind")
-        if kind == "transient":
-            tile.failures += 1
-            left = tile.failures < self.policy.attempts
-            self._again_or_not(event.ordinal, tile, left, now, out, pause=True)
-        elif kind == "memory" and not tile.alone:
-            self._set_aside(event.ordinal, tile)
-        else:
-            self._give_up(event.ordinal, tile, out)
-
-    def _lost(self, event: Lost, tile: _Tile, now: float, out: list[Instruction]) -> None:
-        tile.losses += 1
-        if tile.running:  # its backup goes on
-            return
-        if tile.alone:
-            self._give_up(event.ordinal, tile, out)
-        elif tile.losses > FORGIVEN or event.error.get("kind") == "memory":
-            self._set_aside(event.ordinal, tile)
-        else:
-            self._again_or_not(event.ordinal, tile, True, now, out)
-
-    def _set_aside(self, ordinal: int, tile: _Tile) -> None:
-        if not tile.running:
-            tile.alone = True
-            self._alone.append(ordinal)
-
-    def _again_or_not(
-        self,
-        ordinal: int,
-        tile: _Tile,
-        again: bool,
-        now: float,
-        out: list[Instruction],
-        pause: bool = False,
-    ) -> None:
+        verdict = tile.take(event, self.policy)
         if tile.running:  # another attempt decides
             return
-        if not again:
-            self._give_up(ordinal, tile, out)
-        elif tile.alone:
-            self._alone.append(ordinal)
-        else:
-            wait = backoff(ordinal, tile.failures) if pause else 0.0
-            heapq.heappush(self._pauses, (now + wait, ordinal))
+        if verdict is Verdict.OVER:
+            self._give_up(event.ordinal, tile, out)
+            return
+        tile.alone = tile.alone or verdict is Verdict.ALONE
+        wait = backoff(event.ordinal, tile.failures) if verdict is Verdict.PAUSE else 0.0
+        heapq.heappush(self._pauses, (now + wait, event.ordinal))
 
     def _give_up(self, ordinal: int, tile: _Tile, out: list[Instruction]) -> None:
         error, attempts = tile.error or {}, tile.attempts
@@ -301,7 +197,11 @@ class Driver:
         if self._solo is not None:
             return
         while self._pauses and self._pauses[0][0] <= now:
-            self._launch(heapq.heappop(self._pauses)[1], now, out)
+            _, ordinal = heapq.heappop(self._pauses)
+            if self._tiles[ordinal].alone:
+                self._alone.append(ordinal)
+            else:
+                self._launch(ordinal, now, out)
         # Topped up by halves, so that attempts are sent many at a time.
         window = self._window(slots)
         if self._running <= window // 2:

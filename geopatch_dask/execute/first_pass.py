@@ -3,9 +3,10 @@
 ::
 
     a leaf --- raises, for a passing reason ---> after a pause, again     Policy.attempts in all
+      |   +--- is short of memory -------------> alone, then failed
       |   +--- raises otherwise ---------------> the first pass has failed
       |   +--- takes longer than the timeout --> its worker is ended; once more, then failed
-      |   +--- its worker dies ----------------> elsewhere; in the end Dask gives it up, then failed
+      |   +--- its worker dies ----------------> elsewhere, then alone, then failed
       v
     the next leaf, after a look whether the run is to stop
 
@@ -26,10 +27,12 @@ from typing import Any, Self, TypeVar
 from geopatch_dask.aggregation.passes import FieldPass, OutputPass, Pass
 from geopatch_dask.aggregation.statistic import Statistic, StatisticState
 from geopatch_dask.errors import OptionError, RunIncomplete
+from geopatch_dask.execute.case import Case, Verdict
+from geopatch_dask.execute.events import Failed, kind_of
 from geopatch_dask.execute.operate import repeated
 from geopatch_dask.execute.policy import DEFAULT, Policy, backoff
+from geopatch_dask.execute.room import Room
 from geopatch_dask.execute.watchdog import ended_after, tell_of_leaf
-from geopatch_dask.failures import is_transient
 from geopatch_dask.fields.handles import forget_handles
 from geopatch_dask.patch.patch import Patch
 from geopatch_dask.planning.context import Context
@@ -44,6 +47,9 @@ LENGTH, LINES = 2000, 40
 #: Seconds between two looks whether the run is to stop, in a pause.
 LOOK = 0.1
 
+#: Where the leaves of this process are computed.
+_ROOM = Room()
+
 T = TypeVar("T")
 
 
@@ -54,19 +60,22 @@ class FirstPassFailed(RunIncomplete):
     ----------
     traceback : str
         Of the error that was its cause.  Where that happened in this process, it is chained.
+    kind : str
+        What that says about trying again, as of a super-tile that failed.
     """
 
     traceback: str = ""
+    kind: str = "permanent"
 
     @classmethod
     def at(cls, plan: PlanBase, where: str, error: str, traceback: str = "") -> Self:
         """With the place where it failed: ``"at patch 3 at (0, 30)"``; the error in a line."""
-        why = " ".join(plan.target.scrub(error).split())
+        why = " ".join(plan.scrub(error).split())
         made = cls(
             f"the first pass failed {where}: {why[:LENGTH]}; no super-tile can be computed without "
             "it: mend the cause and run the same command again"
         )
-        made.traceback = plan.target.scrub(traceback)
+        made.traceback = plan.scrub(traceback)
         return made
 
     @classmethod
@@ -74,12 +83,15 @@ class FirstPassFailed(RunIncomplete):
         """Because of an exception, the last of some attempts."""
         often = f"{attempts} times, the last time " if attempts > 1 else ""
         lines = "".join(traceback.format_exception(error)).splitlines()[-LINES:]
-        return cls.at(plan, often + where, f"{type(error).__name__}: {error}", "\n".join(lines))
+        text = f"{type(error).__name__}: {error}"
+        made = cls.at(plan, often + where, text, "\n".join(lines))
+        made.kind = kind_of(error)
+        return made
 
     def bare(self) -> FirstPassFailed:
         """The same without its cause, whose class another process may not be able to load."""
         made = FirstPassFailed(str(self))
-        made.traceback = self.traceback
+        made.traceback, made.kind = self.traceback, self.kind
         return made
 
 
@@ -106,7 +118,12 @@ class Care:
             self.check()
 
     def take(
-        self, plan: PlanBase, call: Callable[[], T], where: Callable[[], str], number: int = 0
+        self,
+        plan: PlanBase,
+        call: Callable[[], T],
+        where: Callable[[], str],
+        number: int = 0,
+        room: Room | None = None,
     ) -> T:
         """Call something, again while it fails for a passing reason.
 
@@ -118,34 +135,48 @@ class Care:
             Says where it failed.
         number : int
             Those of different numbers do not return together.
+        room : Room, optional
+            Where it is called; once more, alone, when it was short of memory.
 
         Raises
         ------
         FirstPassFailed
         """
         if not self.far:
-            return self._taken(plan, call, where, number)
+            return self._taken(plan, call, where, number, room)
         try:
-            return self._taken(plan, call, where, number)
+            return self._taken(plan, call, where, number, room)
         except FirstPassFailed as error:
             failure = error.bare()
         raise failure  # here, so that it has no context, either
 
     def _taken(
-        self, plan: PlanBase, call: Callable[[], T], where: Callable[[], str], number: int
+        self,
+        plan: PlanBase,
+        call: Callable[[], T],
+        where: Callable[[], str],
+        number: int,
+        room: Room | None,
     ) -> T:
-        for attempt in range(1, self.policy.attempts + 1):
+        case = Case()
+        while True:
+            case.attempts += 1
             self.look()
             try:
-                return call()
+                with nullcontext() if room is None else room.entered(case.alone, self.look):
+                    return call()
             except RunIncomplete:  # it has been judged, or the run is to stop
                 raise
             except Exception as error:  # anything that an operator, a field or a store may raise
-                if attempt == self.policy.attempts or not is_transient(error):
-                    raise FirstPassFailed.of(plan, where(), error, attempt) from error
-            self._pause(backoff(number, attempt))
+                failed = Failed(number, case.attempts, {"kind": kind_of(error)})
+                verdict = case.take(failed, self.policy)
+                alone = verdict is Verdict.ALONE
+                if verdict is Verdict.OVER or (alone and room is None):
+                    raise FirstPassFailed.of(plan, where(), error, case.attempts) from error
+            case.alone = case.alone or alone
+            if verdict is Verdict.PAUSE:
+                self._pause(backoff(number, case.failures))
             _forget(plan)
-        raise AssertionError("unreachable")
 
     def _pause(self, seconds: float) -> None:
         until = time.monotonic() + seconds
@@ -193,7 +224,9 @@ class CarefulPass(Pass):
             with self._limited(leaf):
                 return self.source.state(statistic, leaf)
 
-        return self.care.take(self.plan, call, lambda: self._where(leaf), leaf)
+        # From another process it is who sent the leaf that knows what else runs.
+        room = None if self.care.far else _ROOM
+        return self.care.take(self.plan, call, lambda: self._where(leaf), leaf, room)
 
     def _limited(self, leaf: int) -> AbstractContextManager[None]:
         """The time limit of an attempt at a super-tile, which is about as much work."""
@@ -243,6 +276,8 @@ def context_of(plan: PlanBase) -> Context:
 
 def leaves_text(source: Pass, first: int, last: int) -> str:
     """What leaves ``first .. last-1`` see, in words."""
+    if first == last:
+        return "no patch"
     if isinstance(source, OutputPass):
         return f"patches {source.ordinals(first)[0]} to {source.ordinals(last - 1)[-1]}"
     if isinstance(source, FieldPass):

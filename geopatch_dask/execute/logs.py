@@ -33,7 +33,7 @@ from typing import Any
 import dask
 from distributed import get_worker
 
-from geopatch_dask.execute.driver import Event, Lost
+from geopatch_dask.execute.events import Event, Lost
 from geopatch_dask.execute.metrics import name_of, trouble
 from geopatch_dask.execute.policy import Policy
 from geopatch_dask.planning.core import PlanBase
@@ -138,7 +138,7 @@ def _document(plan: PlanBase, outcome: Outcome, end: str, worker: Any) -> dict[s
         "event": "supertile",
         "state": end,
         "plan": name_of(plan),
-        "target": plan.target.scrub(plan.target.display),
+        "target": plan.scrub(plan.target.display),
         "id": outcome.id,
         "ordinal": outcome.ordinal,
         "attempt": outcome.attempt,
@@ -157,7 +157,7 @@ def _document(plan: PlanBase, outcome: Outcome, end: str, worker: Any) -> dict[s
 
 def _error(plan: PlanBase, error: Mapping[str, str]) -> dict[str, str]:
     """Type, kind and message, in one line; the traceback is in the record."""
-    message = plan.target.scrub(" ".join(error["message"].split()))[:LONGEST]
+    message = plan.scrub(" ".join(error["message"].split()))[:LONGEST]
     return {"type": error["type"], "kind": error.get("kind", ""), "message": message}
 
 

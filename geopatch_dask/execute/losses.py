@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,6 +22,7 @@ from distributed import Client, KilledWorker
 
 from geopatch_dask.clusters.deaths import RESTARTED, TOPIC, Death, DeathWatch, find_death
 from geopatch_dask.execute.driver import GiveUp
+from geopatch_dask.execute.events import Lost
 from geopatch_dask.planning.core import PlanBase
 from geopatch_dask.planning.units import bytes_text
 
@@ -85,18 +86,18 @@ class Losses:
         name = name or f"super-tile {self._plan.supertile(ordinal).id}"
         self._waiting.append(_Loss((ordinal, attempt), error, address, until, name))
 
-    def judged(self) -> list[tuple[Where, Mapping[str, str], bool]]:
-        """Losses whose cause is known by now: where, the error, and whether a machine was lost."""
+    def judged(self) -> list[Lost]:
+        """Losses whose cause is known by now."""
         if not self._waiting:
             return []
         told, restarted = self._events(TOPIC), self._events(RESTARTED)
-        found: list[tuple[Where, Mapping[str, str], bool]] = []
+        found: list[Lost] = []
         now = self._clock()
         for loss in list(self._waiting):
             death = Death() if loss.address is None else find_death(loss.address, told, restarted)
             if death is not None or now >= loss.until:
                 self._waiting.remove(loss)
-                found.append((loss.where, self._error(loss, death), death is None))
+                found.append(Lost(*loss.where, self._error(loss, death), machine=death is None))
         return found
 
     def completed(self, item: GiveUp) -> GiveUp:
@@ -121,7 +122,7 @@ class Losses:
         return {
             "type": "WorkerLost",
             "message": _message(self._plan, loss.name, death),
-            "traceback": self._plan.target.scrub(str(loss.error)),
+            "traceback": self._plan.scrub(str(loss.error)),
             "kind": "memory" if memory else "lost",
         }
 

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from geopatch_dask.errors import OptionError
-from geopatch_dask.execute.driver import Event, Failed, Lost
+from geopatch_dask.execute.events import Event, Failed, Lost
 from geopatch_dask.planning.core import PlanBase
 from geopatch_dask.report.outcome import Outcome
 

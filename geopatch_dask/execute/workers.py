@@ -24,6 +24,7 @@ from distributed.comm.core import CommClosedError
 
 from geopatch_dask.execute.connection import check_connected, fetched, value_or_error
 from geopatch_dask.execute.driver import GiveUp, Start, Stop
+from geopatch_dask.execute.events import Lost
 from geopatch_dask.execute.head import Head, local_context
 from geopatch_dask.execute.losses import ASK, Losses
 from geopatch_dask.execute.policy import Policy
@@ -55,25 +56,18 @@ def _unchecked() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What ended.
+    """An attempt that came to its end.
 
     Parameters
     ----------
     ordinal, attempt : int
         ``attempt`` is 0 for a super-tile that was given up and has been recorded so.
-    outcome : Outcome or None
-    error : mapping or None
-        In place of an outcome: why the worker of the attempt is gone.
-    timed_out, machine : bool
-        What happened to the worker: ended because of a time-out, lost with its machine.
+    outcome : Outcome
     """
 
     ordinal: int
     attempt: int
-    outcome: Outcome | None = None
-    error: Mapping[str, str] | None = None
-    timed_out: bool = False
-    machine: bool = False
+    outcome: Outcome
 
 
 class Workers(Protocol):
@@ -92,7 +86,7 @@ class Workers(Protocol):
     def give_up(self, items: Sequence[GiveUp]) -> None:
         """Record super-tiles as failed; told as messages with attempt 0."""
 
-    def wait(self, seconds: float) -> list[Message]:
+    def wait(self, seconds: float) -> list[Message | Lost]:
         """What has ended, at least one message unless the time is over."""
 
     def close(self) -> None:
@@ -140,7 +134,7 @@ class InThread:
     def give_up(self, items: Sequence[GiveUp]) -> None:
         self._waiting.extendleft(items)
 
-    def wait(self, seconds: float) -> list[Message]:
+    def wait(self, seconds: float) -> list[Message | Lost]:
         if not self._waiting:
             time.sleep(seconds)
             return []
@@ -189,8 +183,8 @@ class Threads(InThread):
         for item in items:
             self._pool.submit(self._run, item).add_done_callback(self._ended.put)
 
-    def wait(self, seconds: float) -> list[Message]:
-        found = [
+    def wait(self, seconds: float) -> list[Message | Lost]:
+        found: list[Message | Lost] = [
             future.result() for future in _drained(self._ended, seconds) if not future.cancelled()
         ]
         for message in found:
@@ -306,22 +300,19 @@ class OnCluster:
             self._futures[key] = future
             future.add_done_callback(lambda f, key=key: self._ended.put(key))
 
-    def wait(self, seconds: float) -> list[Message]:
-        found: list[Message] = []
+    def wait(self, seconds: float) -> list[Message | Lost]:
+        found: list[Message | Lost] = []
         ended: list[tuple[Any, Future[Any]]] = []
         seconds = min(seconds, ASK) if self._losses else seconds
         for item in _drained(self._ended, seconds, LINGER if len(self._futures) > MANY else 0):
-            if isinstance(item, Message):
+            if isinstance(item, Lost):
                 found.append(item)
                 self._forget((f"tile-{self.short}", item.ordinal, item.attempt))
             elif item in self._futures:
                 ended.append((item, self._futures[item]))
         if not ended:
             check_connected(self.client)
-        found += [
-            Message(*where, error=error, machine=m) for where, error, m in self._losses.judged()
-        ]
-        return found + self._gathered(ended)
+        return found + self._losses.judged() + self._gathered(ended)
 
     def _gathered(self, ended: list[tuple[Any, Future[Any]]]) -> list[Message]:
         done = [(key, future) for key, future in ended if future.status == "finished"]
@@ -364,7 +355,7 @@ class OnCluster:
         """A task that Dask could not run; or one that gives up, whose worker died."""
         check_connected(self.client, error)
         tile = self.plan.supertile(ordinal)
-        message = self.plan.target.scrub(str(error))
+        message = self.plan.scrub(str(error))
         found = {
             "type": type(error).__name__,
             "message": message,
@@ -384,7 +375,7 @@ class OnCluster:
             return
         error = {name: str(said["error"][name]) for name in ("type", "message", "traceback")}
         where = (int(said["ordinal"]), int(said["attempt"]))
-        self._ended.put(Message(*where, error=error | {"kind": "timeout"}, timed_out=True))
+        self._ended.put(Lost(*where, error | {"kind": "timeout"}, timed_out=True))
 
     def _forget(self, key: Any) -> None:
         self._names.pop(key, None)
