@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from cli_jobs import Raw, Shop, geopatch
 
 import geopatch_dask as gp
+from geopatch_dask.cli.progress import Following
+from geopatch_dask.store.jobs import RunState
 
 Captured = pytest.CaptureFixture[str]
 
@@ -64,8 +67,11 @@ def test_a_patch_that_is_left_out_is_exit_1_until_retried(shop: Shop, capsys: Ca
     told = capsys.readouterr()
     assert "FAILED and left out" in told.out
     assert "geopatch retry computes them again" in told.err
+    assert geopatch("status", job) == 1
+    assert "geopatch retry computes them again" in capsys.readouterr().err
     (shop.folder / "broken").unlink()
     assert geopatch("retry", job, "--cluster", "sync") == 0
+    assert geopatch("status", job) == 0
 
 
 def test_shares_one_after_another(shop: Shop, capsys: Captured) -> None:
@@ -104,6 +110,51 @@ def test_a_job_in_the_background_is_followed_and_cancelled(shop: Shop, capsys: C
     (log,) = shop.folder.glob("*.log")
     assert "cancelled" in log.read_text()
     assert geopatch("run", slow(shop, 0.3), "--quiet") == 0
+
+
+@pytest.mark.parametrize("words", [["--log", "{log}"], ["--log={log}"]])
+def test_the_log_of_a_background_job_is_not_for_the_run(
+    shop: Shop, words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = shop.job()
+    begun: list[list[str]] = []
+
+    class Begun:
+        """A process that ended well at once."""
+
+        pid = 1
+
+        def __init__(self, command: list[str], **kwargs: object) -> None:
+            begun.append(command[3:])
+
+        def poll(self) -> int:
+            return 0
+
+    monkeypatch.setattr("geopatch_dask.cli.jobs.subprocess.Popen", Begun)
+    given = [word.format(log=shop.folder / "my.log") for word in words]
+    assert geopatch("submit", job, *given, "--log-every", "5") == 0
+    assert begun == [["run", job, "--log-every", "5"]]
+    assert (shop.folder / "my.log").exists()
+
+
+def said(share: str, before: int = 0, total: int = 25, done: int = 20) -> RunState:
+    return replace(RunState.begin(share=share), before=before, total=total, done=done)
+
+
+@pytest.mark.parametrize(
+    ("runs", "line"),
+    [
+        ([said(f"{i}/4") for i in range(4)], "80/100 super-tiles (80%)"),
+        ([said("0/4"), said("1/4", before=10)], "40/50 super-tiles (80%)"),
+        ([said("", 60, 40)], "80/100 super-tiles (80%, 60 of them before)"),
+        ([said("", 60, 40), said("", 70, 30, 5)], "85/100 super-tiles (85%, 60 of them before)"),
+    ],
+)
+def test_following_several_runs(runs: list[RunState], line: str, capsys: Captured) -> None:
+    with Following(every=0) as shown:
+        shown(runs[:1])
+        shown(runs)
+    assert line in capsys.readouterr().err
 
 
 @pytest.mark.slow

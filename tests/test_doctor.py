@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -124,6 +125,11 @@ def two_layouts(plan: gp.Plan) -> str:
     return "record y0-60_x0-60 is of cells that others are recorded for"
 
 
+def probe(plan: gp.Plan) -> str:
+    (state(plan).parent / f".probe-{'0' * 32}").write_bytes(b"x")
+    return r"\.probe-0{32} is a trial of a process that was killed"
+
+
 LEFT: tuple[Callable[[gp.Plan], str], ...] = (
     torn_record,
     record_of_another_plan,
@@ -133,6 +139,7 @@ LEFT: tuple[Callable[[gp.Plan], str], ...] = (
     folder_of_another_plan,
     metadata_not_consolidated,
     two_layouts,
+    probe,
 )
 
 
@@ -182,6 +189,46 @@ def test_rows_without_a_record_are_removed(tmp_path: Path) -> None:
     assert "are gone from table 'stats'" in found.errors[0].what
 
 
+def test_records_of_a_target_that_is_gone_are_told_then_removed(plan: gp.Plan) -> None:
+    shutil.rmtree(plan.target.url)
+    beat = Heartbeat(Ledger(plan.target, plan.fingerprint), RunState.begin())
+    beat.beat()
+    assert gp.doctor(plan.target, repair=True).warnings[-1].remedy.startswith("a run may be")
+    beat.end()
+    found = gp.doctor(plan.target)
+    assert "there is no target" in bad(found)[0]
+    matches(found.warnings[1], r"holds 9 records, \d.* of a plan, whose data is not here")
+    assert found.warnings[1].repairable
+    assert [f.repaired for f in gp.doctor(plan.target, repair=True).findings].count(True) == 1
+    assert len(bad(gp.doctor(plan.target))) == 1
+    assert plan.run("sync").summary.done == 9
+
+
+def test_tables_of_a_target_that_is_gone_are_told(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="tables need the extra")
+    target = tmp_path / "o.zarr"
+    keyed_jobs.plan_of(target, keyed_jobs.both, keyed_jobs.BOTH, chunks=(16, 16)).run("sync")
+    shutil.rmtree(target)
+    assert any("holds tables, whose target is gone" in what for what in bad(gp.doctor(target)))
+
+
+def test_what_was_found_before_the_store_failed_is_told(
+    plan: gp.Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pattern, listed = dead_run(plan), Location.list
+
+    def fail(self: Location, prefix: str = "") -> list[str]:
+        if self.url.endswith(".geopatch") and not prefix:
+            raise gp.TargetError("cannot list: busy", kind="busy", transient=True)
+        return listed(self, prefix)
+
+    monkeypatch.setattr(Location, "list", fail)
+    found = gp.doctor(plan.target, repair=True)
+    assert found.errors[0].what == "not looked at: cannot list: busy"
+    (mended,) = (f for f in found.findings if f.repaired)
+    matches(mended, pattern)
+
+
 def test_nothing_is_removed_while_a_run_is_at_work(plan: gp.Plan) -> None:
     torn_record(plan)
     path = state(plan) / "tiles" / "y0-20_x0-20.json"
@@ -205,11 +252,14 @@ def test_young_temporary_files_and_strangers_are_left_alone(plan: gp.Plan) -> No
     other = state(plan).parent / "abababab"
     (other / "tiles").mkdir(parents=True)
     (other / "precious.txt").write_text("mine")
+    (state(plan).parent / "todo.txt").write_text("mine")
+    (state(plan).parent / "abcdefgh").write_text("mine")
     found = gp.doctor(plan=plan, repair=True)
     assert young.exists()
     assert (stranger / "todo.txt").exists()
     assert (other / "precious.txt").exists()
-    assert sum("is not ours to judge" in what for what in bad(found)) == 2
+    assert sum("is not ours to judge" in what for what in bad(found)) == 4
+    assert (state(plan).parent / "abcdefgh").exists()
 
 
 @pytest.mark.parametrize(

@@ -286,6 +286,10 @@ class TestWhatIsThereAlready:
         assert not is_complete(tmp_path)
         with pytest.raises(TargetError, match="overwrite=True"):
             create(tmp_path, [SPEC], RASTER)
+        for act in (finish, reopen, open_target):
+            with pytest.raises(TargetError, match=r"is torn: .*overwrite=True"):
+                act(tmp_path)
+        assert (tmp_path / "zarr.json").read_bytes() == b'{"zarr_'
         assert create(tmp_path, [SPEC], RASTER, overwrite=True)
 
     def test_a_racing_create_attaches(self, tmp_path):

@@ -153,6 +153,7 @@ def status(args: argparse.Namespace) -> int:
         found.totals()["uncovered"],
         allowed,
         _error_text(found.failed[0].error) if found.failed else "",
+        found.totals()["failed_patches"],
     )
 
 

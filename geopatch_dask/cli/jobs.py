@@ -6,6 +6,7 @@ import argparse
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,7 @@ def _in_background(job: Job, args: argparse.Namespace) -> int:
     log = Path(args.log or f"{Path(job.target).name}.log")
     if "://" not in job.target:
         log = Path(args.log or f"{job.target}.log")
-    words = ["run", *(word for word in args.words[1:] if word not in ("--log", args.log))]
-    command = [sys.executable, "-m", "geopatch_dask", *words]
+    command = [sys.executable, "-m", "geopatch_dask", *run_words(args.words)]
     try:
         stream = log.open("ab")
     except OSError as error:
@@ -66,6 +66,21 @@ def _in_background(job: Job, args: argparse.Namespace) -> int:
     _wait_for_begin(job, process, log)
     note(f"process {process.pid}, which logs to {log}")
     return _submitted(job.target)
+
+
+def run_words(words: Sequence[str]) -> list[str]:
+    """The words of ``geopatch submit`` as those of ``geopatch run``, which has no ``--log``.
+
+    >>> run_words(["submit", "--log", "a.toml", "a.toml", "--log=b", "--log-every", "9"])
+    ['run', 'a.toml', '--log-every', '9']
+    """
+    found, left = ["run"], iter(words[1:])
+    for word in left:
+        if word == "--log":
+            next(left)  # its file
+        elif not word.startswith("--log="):
+            found.append(word)
+    return found
 
 
 def _wait_for_begin(job: Job, process: subprocess.Popen[bytes], log: Path) -> None:

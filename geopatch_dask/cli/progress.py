@@ -280,14 +280,18 @@ class Following:
 
     def __call__(self, runs: Sequence[RunState]) -> None:
         """Show the sum of some runs."""
-        total = max(run.before + run.total for run in runs)
+        before = min(run.before for run in runs)
+        # Shares add up to a whole; runs of a whole have it in common.
+        shares = {run.share: run.total for run in runs}
+        whole = max(run.before + run.total for run in runs)
+        total = whole if "" in shares else before + sum(shares.values())
         if self._shown is None:
             found = progress_for(total, self.quiet)
             self._shown = found if isinstance(found, Bar) else Progress(total)
             if isinstance(found, Bar):
                 found.__enter__()
         counts = self._shown.counts
-        counts.before = min(run.before for run in runs)
+        counts.total, counts.before = total, before
         counts.done = sum(run.done + run.failed for run in runs)
         counts.failed = sum(run.failed for run in runs)
         counts.patches = sum(run.patches for run in runs)

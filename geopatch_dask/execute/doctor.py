@@ -51,8 +51,8 @@ def doctor(
         For the target.
     repair : bool
         Remove records that cannot be trusted, marks of dead runs, temporary files of killed
-        writers, rows that no record speaks of, records of other plans; consolidate the metadata of
-        a complete target.  Only what no run will look at again, and nothing while a run is at work.
+        writers, rows that no record speaks of, records of other plans or of a target that is gone,
+        what killed trials left; consolidate the metadata of a complete target.  Only what no run will look at again, and nothing while a run is at work.
 
     Returns
     -------
@@ -92,11 +92,20 @@ def _target(place: Location, repair: bool) -> tuple[list[Finding], Mapping[str, 
     """What lies beside a target: findings, the stored plan, whether there is a target at all."""
     try:
         checks = TargetChecks(place, repair)
-        return checks.run(), checks.plan, checks.root is not None
-    except GeopatchError as error:  # forbidden, or unreachable: nothing can be said of it
-        may_do = getattr(error, "kind", "") == "forbidden"  # runs need no permission to list
-        level: Level = "warning" if may_do else "error"
-        return [Finding(level, f"not looked at: {error}", "mend that first")], None, False
+    except GeopatchError as error:
+        return [_unseen(error)], None, False
+    try:
+        checks.run()
+    except GeopatchError as error:  # what was found, or mended, before is still so
+        checks.findings.append(_unseen(error))
+    return checks.findings, checks.plan, checks.root is not None
+
+
+def _unseen(error: GeopatchError) -> Finding:
+    """Forbidden, or unreachable: nothing can be said of the rest."""
+    may_do = getattr(error, "kind", "") == "forbidden"  # runs need no permission to list
+    level: Level = "warning" if may_do else "error"
+    return Finding(level, f"not looked at: {error}", "mend that first")
 
 
 def _need(plan: Mapping[str, Any] | None) -> int | None:

@@ -8,6 +8,7 @@ removed while a run is at work, or may be: its traces look like those of a dead 
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -27,20 +28,22 @@ from geopatch_dask.planning.context import CONTEXT_FILE, state_from_json
 from geopatch_dask.planning.core import read_plan
 from geopatch_dask.planning.supertile import Layout
 from geopatch_dask.planning.units import bytes_text, seconds_text
+from geopatch_dask.report.survey import layout_of
 from geopatch_dask.store.backends import PARTIAL
 from geopatch_dask.store.jobs import RunState, forget_run, runs
 from geopatch_dask.store.location import Location
+from geopatch_dask.store.preflight import PROBE
 from geopatch_dask.store.records import Ledger, Record
 from geopatch_dask.store.tables import delete_parts, forget, parts
 from geopatch_dask.store.target import (
     COMPLETE,
     DELETING,
-    FINGERPRINT,
     STATE,
     TABLE_NAMES,
     TABLES,
     finish,
     holds_one_table,
+    owner,
     read_root,
 )
 
@@ -49,6 +52,11 @@ __all__ = ["TargetChecks"]
 #: Seconds after which what looks like the work of a live run is that of a dead one.
 HOUR = 3600.0
 AGAIN = "run the same command again"
+
+#: Names of folders of plans, and of what is in them.
+_FOLDER = re.compile(r"[A-Za-z0-9]{8}")
+_KNOWN = {"plan.json", "report.json", "report.html", CONTEXT_FILE}
+_KNOWN |= {"tiles", "failed", "runs", "bundles"}
 
 #: When something may be mended: always; while no run is at work; or when none can be, since runs
 #: that were composed from a graph give no sign of life.
@@ -93,8 +101,9 @@ class TargetChecks:
         TargetError
             When the place is forbidden or unreachable.
         """
-        if self._is_ours():
-            self.ledger = Ledger(self.place, self.attributes[FINGERPRINT])
+        ours = self._is_ours()
+        if ours:
+            self.ledger = Ledger(self.place, str(owner(self.root)))
             self.done = self.ledger.done()
             self.untrusted = untrusted(self.ledger) if self.ledger.problems else {}
             self._stored_plan()
@@ -103,7 +112,8 @@ class TargetChecks:
             self._failures()
             self._tables()
             self._consolidated()
-            self._others()
+        if ours or self.root is None:
+            self._beside()
         self._partials()
         return self.findings
 
@@ -119,7 +129,7 @@ class TargetChecks:
             )
         elif self.attributes.get(DELETING):
             self._say("error", f"{where} was being replaced when that run was interrupted", AGAIN)
-        elif not isinstance(self.attributes.get(FINGERPRINT), str):
+        elif owner(self.root) is None:
             self._say("error", f"{where} was not written by a plan", "choose another target")
         else:
             return True
@@ -130,6 +140,8 @@ class TargetChecks:
         try:
             text = self.ledger.read_plan()
             self.plan = None if text is None else read_plan(text)
+            if self.plan is not None:
+                layout_of(self.plan)
         except RecordError as error:
             self._say("error", str(error), f"{AGAIN}: it writes the plan anew")
             return
@@ -199,8 +211,9 @@ class TargetChecks:
 
     @cached_property
     def _alone(self) -> bool:
-        """Whether no run is at work."""
-        return not any(run.working for run in runs(self.ledger))
+        """Whether no run is at work, of this plan or another."""
+        ledgers = [Ledger(self.place, name) for name in self._folders if _FOLDER.fullmatch(name)]
+        return not any(run.working for ledger in ledgers for run in runs(ledger))
 
     @cached_property
     def _quiet(self) -> bool:
@@ -218,8 +231,7 @@ class TargetChecks:
             )
         if self.plan is None:
             return
-        stored = {k: tuple(v) if isinstance(v, list) else v for k, v in self.plan["layout"].items()}
-        layout = Layout(**stored)
+        layout = layout_of(self.plan)
         left = len(layout.unfinished([record.box for record in self.done.values()]))
         self._counted(layout.count, left)
         self._overlaps(layout, list(self.done.values()))
@@ -303,26 +315,49 @@ class TargetChecks:
 
     # ---- strays ----------------------------------------------------------------------------
 
-    def _others(self) -> None:
-        """Folders of other plans: the data is of one plan, so they speak of none that is here."""
-        state, ours = self.place.sibling(STATE), self.ledger.folder.url.rpartition("/")[2]
+    @cached_property
+    def _state(self) -> Location:
+        return self.place.sibling(STATE)
+
+    @cached_property
+    def _folders(self) -> list[str]:
+        """Names of folders beside the target, of plans and of strangers."""
+        return [name for name in self._state.list() if not self._state.exists(name)]
+
+    def _beside(self) -> None:
+        """What lies beside a target that is of one plan, or gone: all else speaks of no data."""
+        state, folders = self._state, set(self._folders)
+        ours = (owner(self.root) or "")[:8]
         for name in state.list():
-            inside = state.list(name) if name != ours else []
-            if not inside:
-                continue
-            known = {"plan.json", "report.json", "report.html", CONTEXT_FILE}
-            known |= {"tiles", "failed", "runs"}
-            if {path.rpartition("/")[2] for path in inside} - known or len(name) != len(ours):
-                self._say("warning", f"{state.display}/{name} is not ours to judge", "look at it")
-                continue
-            records = len(state.list(f"{name}/tiles"))
-            size = _size(Path(state.url) / name) if state.is_local else None
-            told = f"{records:,} records" + ("" if size is None else f", {bytes_text(size)}")
-            self._mend(
-                "alone",
-                f"{state.display}/{name} holds {told} of another plan, whose data is not here",
-                state.child(name).clear,
-            )
+            if name in folders:
+                inside = state.list(name) if name != ours else []
+                if inside:
+                    self._other(name, {path.rpartition("/")[2] for path in inside})
+            elif name.startswith(PROBE):
+                text = f"{state.display}/{name} is a trial of a process that was killed"
+                self._mend("alone", text, partial(state.delete, name))
+            else:
+                self._not_ours(name)
+        tables = self.place.sibling(TABLES)
+        if self.root is None and not holds_one_table(self.place) and tables.list():
+            text = f"{tables.display} holds tables, whose target is gone"
+            self._say("warning", text, "keep a copy of what you need: the next run removes them")
+
+    def _other(self, name: str, inside: set[str]) -> None:
+        """A folder of another plan."""
+        if inside - _KNOWN or not _FOLDER.fullmatch(name):
+            self._not_ours(name)
+            return
+        state = self._state
+        records = len(state.list(f"{name}/tiles"))
+        size = _size(Path(state.url) / name) if state.is_local else None
+        told = f"{records:,} records" + ("" if size is None else f", {bytes_text(size)}")
+        whose = "a plan" if self.root is None else "another plan"
+        text = f"{state.display}/{name} holds {told} of {whose}, whose data is not here"
+        self._mend("alone", text, state.child(name).clear)
+
+    def _not_ours(self, name: str) -> None:
+        self._say("warning", f"{self._state.display}/{name} is not ours to judge", "look at it")
 
     def _partials(self) -> None:
         """Temporary files of writers that were killed; only local paths have any."""

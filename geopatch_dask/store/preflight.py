@@ -24,7 +24,10 @@ from geopatch_dask.errors import TargetError
 from geopatch_dask.store.location import Location
 from geopatch_dask.store.target import STATE
 
-__all__ = ["Preflight", "preflight"]
+__all__ = ["PROBE", "Preflight", "preflight"]
+
+#: How the name of the object begins; what was killed in its trial leaves it.
+PROBE = ".probe-"
 
 _OK = "ok"
 #: How often a probe is repeated that is gone in between: a run that starts at the same moment may
@@ -82,7 +85,7 @@ def preflight(location: Location | object) -> Preflight:
         forbidden; says which, and what the credentials need.
     """
     place = Location.of(location)
-    folder, name = place.sibling(STATE), f".probe-{uuid.uuid4().hex}"
+    folder, name = place.sibling(STATE), f"{PROBE}{uuid.uuid4().hex}"
     began = time.monotonic()
     with _no_new_folders(folder):
         for _ in range(_ROUNDS):

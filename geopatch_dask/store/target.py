@@ -239,12 +239,16 @@ def existing_root(place: Location) -> dict[str, Any]:
     Raises
     ------
     TargetError
-        When there is none, or it is being replaced.
+        When there is none, it is torn, or it is being replaced.
     """
     root = read_root(place)
     if root is None:
         what = "table" if holds_one_table(place) else "Zarr store"
         raise TargetError(f"there is no {what} at {place.display}: check the path, or run a plan")
+    if not root:
+        raise TargetError(
+            f"{root_name(place)} of {place.display} is torn: run the plan with overwrite=True"
+        )
     if root.get("attributes", {}).get(DELETING):
         raise TargetError(
             f"{place.display} was being replaced when that run was interrupted: run it again"
