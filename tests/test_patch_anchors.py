@@ -7,6 +7,7 @@ answers, it must say the same as the walk.
 from __future__ import annotations
 
 import itertools
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from strategies import Job, cuts, examples, jobs
 
 import geopatch_dask as gp
-from geopatch_dask.patch.anchors import LatticeAnchors, random_bits
+from geopatch_dask.patch.anchors import DisplacedAnchors, LatticeAnchors, ListAnchors, random_bits
 from geopatch_dask.patch.boxes import Box
 from geopatch_dask.planning.supertile import Layout
 
@@ -211,3 +212,67 @@ def test_explicit_anchors_keep_their_order_and_are_fitted() -> None:
     flat = gp.Patcher(gp.Rectangular((8, 8)), gp.Explicit([(0,)]))
     with pytest.raises(gp.OptionError, match="the patch axes are y, x"):
         flat.anchors(field)
+
+
+# ---- K: the most patches that reach one cell -----------------------------------------------------
+
+
+def depths(grid: gp.patch.grid.PatchGrid) -> np.ndarray:  # type: ignore[name-defined, type-arg]
+    """How many footprints lie over each cell."""
+    over = np.zeros(grid.shape, int)
+    for anchor in grid.anchors:
+        over[grid.footprint(anchor).slices()] += 1
+    return over
+
+
+@given(jobs(), st.sampled_from([1, 2, 3]))
+@examples(60)
+def test_no_cell_is_reached_by_more_patches_than_k(job: Job, scale: int) -> None:
+    """Exact for lattices and, where there are few of them, for anchors that are written down."""
+    grid = job.patcher.grid(job.field.domain)
+    grid = grid.variant(grid.weighted, Fraction(scale))
+    deepest = max(int(depths(grid).max()), 1)
+    assert grid.most_layers >= deepest
+    if isinstance(grid.anchors, DisplacedAnchors):
+        assert grid.most_layers <= max(len(grid.anchors), 1)
+    elif not isinstance(job.patcher.sampler, gp.Explicit):
+        assert grid.most_layers == deepest
+
+
+@pytest.mark.parametrize("bins", [1, 30, 1 << 20])
+@given(st.integers(0, 10**6), st.integers(1, 3), st.integers(1, 60))
+@examples(25)
+def test_anchors_in_a_box_are_never_counted_too_few(
+    bins: int, seed: int, ndim: int, n: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    points = rng.integers(-9, 30, (n, ndim))
+    lengths = rng.integers(1, 12, ndim).tolist()
+    anchors = ListAnchors(points, ndim)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("geopatch_dask.patch.anchors.BINS", bins)
+        most = anchors.most_within(lengths)
+    ends = itertools.product(*(np.unique(axis) for axis in points.T))
+    walked = max(len(anchors.within([e - k + 1 for e, k in zip(end, lengths, strict=True)],
+                                    [e + 1 for e in end])) for end in ends)  # fmt: skip
+    assert walked <= most <= n
+    if bins >= 60**3:
+        assert most == walked
+
+
+@pytest.mark.parametrize(
+    ("sampler", "most"),
+    [
+        (gp.JitteredStride((32, 32), 0.3, 1), 9),
+        (gp.Random(4000, 1), 22),
+        (gp.PoissonDisk(32.0, 10), 9),
+        (gp.Explicit([(0, 0)] * 3 + [(900, 900)]), 3),
+    ],
+    ids=lambda v: type(v).__name__,
+)
+def test_k_does_not_grow_with_the_field(sampler: gp.patch.sampler.Sampler, most: int) -> None:  # type: ignore[name-defined]
+    """A bound that counted all anchors would plan a gigabyte for the median of a small tile."""
+    grid = gp.Patcher(gp.Rectangular((64, 64)), sampler).grid(
+        gp.ArrayField(np.broadcast_to(np.float32(1), (2048, 2048))).domain
+    )
+    assert int(depths(grid).max()) <= grid.most_layers <= most

@@ -11,6 +11,7 @@ Random positions come from a counter-based generator: the position of ordinal ``
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,9 @@ __all__ = [
 ]
 
 IntArray = npt.NDArray[np.int64]
+
+#: Bins in which written-down anchors are counted at least; a count takes a few milliseconds.
+BINS = 1 << 20
 
 
 class Anchors(ABC):
@@ -56,6 +60,15 @@ class Anchors(ABC):
     def count_within(self, low: Sequence[int], high: Sequence[int]) -> int:
         """``len(self.within(low, high))``, cheaper where the structure allows."""
         return len(self.within(low, high))
+
+    @abstractmethod
+    def most_within(self, lengths: Sequence[int]) -> int:
+        """A number that no box of these lengths, wherever it lies, holds more anchors than.
+
+        Parameters
+        ----------
+        lengths : sequence of int >= 1, cells
+        """
 
     def __getitem__(self, ordinal: int) -> tuple[int, ...]:
         """The anchor of one ordinal; negative ordinals count from the end."""
@@ -118,6 +131,14 @@ class LatticeAnchors(Anchors):
     def count_within(self, low: Sequence[int], high: Sequence[int]) -> int:
         return math.prod(max(b - a, 0) for a, b in self.ranges(low, high))
 
+    def most_within(self, lengths: Sequence[int]) -> int:
+        """Exact: the product of what an interval of each axis holds at most."""
+        most = 1
+        for axis, length in zip(self.axes, lengths, strict=True):
+            first = np.searchsorted(axis, axis - length + 1)
+            most *= int((np.arange(len(axis)) - first + 1).max(initial=0))
+        return most
+
 
 class ListAnchors(Anchors):
     """Anchors written down one by one, found again by a sort along the first axis."""
@@ -126,6 +147,7 @@ class ListAnchors(Anchors):
         self.points = np.asarray(points, np.int64).reshape(-1, ndim)
         self._order = np.argsort(self.points[:, 0], kind="stable")
         self._first = self.points[self._order, 0]
+        self._most: dict[tuple[int, ...], int] = {}
 
     def __len__(self) -> int:
         return len(self.points)
@@ -140,6 +162,13 @@ class ListAnchors(Anchors):
     def within(self, low: Sequence[int], high: Sequence[int]) -> IntArray:
         a, b = np.searchsorted(self._first, [low[0], high[0]])
         return _inside(np.sort(self._order[a:b]), self.points, low, high)
+
+    def most_within(self, lengths: Sequence[int]) -> int:
+        """Exact for up to a thousand anchors in a plane; then within a few per cent."""
+        key = tuple(lengths)
+        if key not in self._most:
+            self._most[key] = _most_of(self.points, key)
+        return self._most[key]
 
 
 class DisplacedAnchors(Anchors):
@@ -180,6 +209,49 @@ class DisplacedAnchors(Anchors):
         positions = self.at(ordinals)
         inside = ((positions >= low) & (positions < high)).all(axis=1)
         return ordinals[inside]
+
+    def most_within(self, lengths: Sequence[int]) -> int:
+        """What a box that is wider by the reach, on all sides, holds of the lattice."""
+        return self.base.most_within([n + 2 * r for n, r in zip(lengths, self.reach, strict=True)])
+
+
+def _most_of(points: IntArray, lengths: Sequence[int]) -> int:
+    """How many points a box of these lengths holds at most, or a little more.
+
+    A box that holds many may be moved until the last of them, on each axis, lies in its last cell.
+    So it is enough to look at boxes whose last cell is some point's, on each axis: every point adds
+    one to all of those that hold it, as a difference that is summed up in the end::
+
+        points   a  b   c          box of 3 that ends at    a  b  c
+                 |  |   |          point a is in            1  1  .
+                 0  1   4          point b is in            .  1  .
+                                   point c is in            .  .  1     at most: 2
+
+    Where that makes too many boxes, neighbouring ends share a bin, and a point counts for the whole
+    bin: never too few.
+    """
+    if not len(points):
+        return 0
+    low, bins = points.min(axis=0), max(BINS, 8 * len(points))
+    for coarse in (2**k for k in itertools.count()):
+        # The same share of the length on all axes: what is counted too much is least then.
+        wide = np.array([-(-n * coarse // max(lengths)) for n in lengths])
+        ends = [np.unique(axis) for axis in ((points - low) // wide).T]
+        if math.prod(map(len, ends)) <= bins:
+            break
+    last = (points - low + np.array(lengths) - 1) // wide
+    first = [np.searchsorted(e, a) for e, a in zip(ends, ((points - low) // wide).T, strict=True)]
+    stop = [np.searchsorted(e, b, side="right") for e, b in zip(ends, last.T, strict=True)]
+    shape = tuple(len(e) + 1 for e in ends)
+    count = np.zeros(math.prod(shape), np.int64)
+    for corner in itertools.product((0, 1), repeat=len(shape)):
+        index = [stop[d] if at else first[d] for d, at in enumerate(corner)]
+        found = np.bincount(np.ravel_multi_index(index, shape), minlength=count.size)
+        count += found if sum(corner) % 2 == 0 else -found
+    held = count.reshape(shape)
+    for axis in range(len(shape)):
+        held = held.cumsum(axis=axis)
+    return int(held.max())
 
 
 def _inside(

@@ -294,15 +294,16 @@ class PatchGrid:
 
     @cached_property
     def most_layers(self) -> int:
-        """K: no cell is reached by more patches than this."""
-        if not isinstance(self.anchors, LatticeAnchors):
-            return max(len(self.anchors), 1)
-        most = 1
-        for axis, (lo, hi) in enumerate(self.support):
-            positions = self.positions(axis)
-            earliest = np.searchsorted(positions, positions - (hi - lo) + 1)
-            most *= int((np.arange(len(positions)) - earliest + 1).max(initial=1))
-        return most
+        """K: no cell is reached by more patches than this.
+
+        Exact for a lattice; else a bound that depends on the anchors around a cell, not on their
+        number in all (see :meth:`~geopatch_dask.patch.anchors.Anchors.most_within`).
+        """
+        num, den = self.scale.as_integer_ratio()
+        # The patches that reach one cell have anchors less than a support apart.
+        return max(
+            self.anchors.most_within([(hi - lo - 1) * den // num + 1 for lo, hi in self.support]), 1
+        )
 
     def positions(self, axis: int) -> IntArray:
         """Where the results of lattice anchors begin along one axis, output cells, ascending.
