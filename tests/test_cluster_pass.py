@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from asyncio import CancelledError
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from distributed import KilledWorker
+from distributed.client import FutureCancelledError
 
 import geopatch_dask as gp
 from geopatch_dask.clusters.deaths import TOPIC
@@ -52,7 +52,7 @@ class Future:
     def end(self, error: BaseException | None = None) -> None:
         self.error = error
         self.status = "finished" if error is None else "error"
-        if isinstance(error, CancelledError):
+        if isinstance(error, FutureCancelledError):
             self.status = "cancelled"
 
     def release(self) -> None:
@@ -228,7 +228,7 @@ def test_a_run_that_eats_workers_fails_alone_in_the_end(
 
 @pytest.mark.parametrize(
     ("error", "known"),
-    [(CancelledError(PLAN), True), (lost(PLAN), True), (ValueError("what"), False)],
+    [(FutureCancelledError(PLAN, ""), True), (lost(PLAN), True), (ValueError("what"), False)],
 )
 def test_what_is_told_of_a_plan_that_is_lost_is_charged_to_nobody(
     plan: gp.Plan, monkeypatch: pytest.MonkeyPatch, error: BaseException, known: bool

@@ -182,6 +182,42 @@ def test_a_store_that_does_not_take_the_state_for_a_moment(
     check_undisturbed(tmp_path, plan)
 
 
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_block_that_is_short_of_memory_is_tried_once_more_alone(
+    tmp_path: Path, scheduler: str, times: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passes, "BLOCK_EDGE", 16)
+    plan = planned(tmp_path, over="field")
+    read, lock = arrays.ArrayField.read, threading.Lock()
+    inside, beside, tries = [0], [0], list[int]()
+
+    def hungry(self: Any, box: Any, *args: Any) -> Any:
+        with lock:
+            inside[0] += 1
+            beside[0] = max(beside[0], inside[0])
+        try:
+            if tuple(box.start) == (16, 16):
+                tries.append(inside[0])
+                if len(tries) <= times:
+                    raise MemoryError("no room")
+            time.sleep(0.01)
+            return read(self, box, *args)
+        finally:
+            with lock:
+                inside[0] -= 1
+
+    monkeypatch.setattr(arrays.ArrayField, "read", hungry)
+    report = run(plan, scheduler)
+    assert beside[0] == plan.slots
+    assert tries[1] == 1  # nobody else was inside
+    if times == 1:
+        assert report.complete
+    else:
+        words = ("failed 2 times, the last time at block y16-32_x16-32", "MemoryError: no room")
+        check_failed(tmp_path, plan, report, *words)
+
+
 def test_a_failure_that_does_not_pass_is_the_end(tmp_path: Path, way: Any) -> None:
     plan = planned(tmp_path)
     told(tmp_path, "network")

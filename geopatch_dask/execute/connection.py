@@ -6,8 +6,9 @@ run ends with that.  Nothing here knows what the tasks are.
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import time
-from asyncio import CancelledError
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,7 @@ __all__ = ["FORGOTTEN", "check_connected", "fetched", "value_or_error", "wait_fo
 
 #: What a future holds whose task the scheduler has forgotten: the connection broke, and was made
 #: again without it, or something that the task depends on is gone.  The task is not to blame.
-FORGOTTEN = (CancelledError, CommClosedError)
+FORGOTTEN = (asyncio.CancelledError, concurrent.futures.CancelledError, CommClosedError)
 
 #: Seconds before a fetch over a connection that broke is made again.  The client has its own idea
 #: of when a scheduler is gone; these only bridge the time until it has noticed.

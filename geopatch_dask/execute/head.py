@@ -36,7 +36,7 @@ from geopatch_dask.planning.core import PlanBase
 
 __all__ = ["Head", "PlanNotLoaded", "deepest", "local_context", "not_loaded"]
 
-#: How often what every attempt depends on may be lost with a worker.
+#: How often what every attempt depends on may be lost, with a worker or a connection.
 MOST_HEADS = 20
 
 
@@ -75,6 +75,11 @@ class Head:
         self._begun = 0
         self._futures: dict[Any, Future[Any]] = {}
         self._pass: ClusterPass | None = None
+
+    @property
+    def begun(self) -> int:
+        """How often it has been sent."""
+        return self._begun
 
     @property
     def refs(self) -> list[TaskRef]:
@@ -142,10 +147,11 @@ class Head:
             raise not_loaded(error) from error
 
     def _sent(self, context: Mapping[str, Any] | None) -> bool:
-        """Send it once; False when it was lost with a worker."""
+        """Send it once; False when it was lost."""
         if self._begun > MOST_HEADS:
             raise RunIncomplete(
-                f"workers keep dying: the plan was lost {MOST_HEADS} times; see what kills them "
+                f"the cluster has lost the plan {MOST_HEADS} times, because workers keep dying or "
+                "the connection to its scheduler keeps breaking; see what is wrong with it "
                 "(geopatch doctor), and run the same command again"
             )
         self._begun += 1

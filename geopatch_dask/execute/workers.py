@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import queue
 import time
-from asyncio import CancelledError
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future as ThreadFuture
@@ -20,9 +19,8 @@ from typing import Any, Protocol
 from dask.task_spec import Task
 from dask.utils import key_split
 from distributed import Client, Future, KilledWorker
-from distributed.comm.core import CommClosedError
 
-from geopatch_dask.execute.connection import check_connected, fetched, value_or_error
+from geopatch_dask.execute.connection import FORGOTTEN, check_connected, fetched, value_or_error
 from geopatch_dask.execute.driver import GiveUp, Start, Stop
 from geopatch_dask.execute.events import Lost
 from geopatch_dask.execute.head import Head, local_context
@@ -229,13 +227,12 @@ class OnCluster:
         self.short = token(plan)
         self._ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._futures: dict[Any, Future[Any]] = {}
-        self._names: dict[Any, tuple[int, int]] = {}
+        self._names: dict[Any, tuple[int, int, int]] = {}  # ordinal, attempt, and with which head
         self._giving_up: dict[int, tuple[GiveUp, int]] = {}
         self._looked, self._slots, self._sent = 0.0, 0, 0
         self._losses = Losses(plan, client)
         self._topic = topic(self.short)
         self._head = Head(plan, policy, client, check)
-        client.subscribe_topic(self._topic, self._heard)
         try:
             self._begin(context)
         except BaseException:
@@ -243,6 +240,8 @@ class OnCluster:
             raise
 
     def _begin(self, context: Mapping[str, Any] | None) -> None:
+        # Each time: a scheduler forgets it when a connection breaks.
+        self.client.subscribe_topic(self._topic, self._heard)
         self._head.begin(context)
         if 1 < self.slots <= self.plan.n_supertiles <= FEW * self.slots:
             self._head.spread()
@@ -265,7 +264,7 @@ class OnCluster:
             tasks[key] = Task(
                 key, guarded, self.run, refs[0], item.ordinal, context, self.policy, item.attempt
             )
-            self._names[key] = (item.ordinal, item.attempt)
+            self._names[key] = (item.ordinal, item.attempt, self._head.begun)
         self._send(tasks)
 
     def stop(self, attempts: Sequence[Stop]) -> None:
@@ -283,7 +282,7 @@ class OnCluster:
             tasks[key] = Task(
                 key, give_up, plan, item.ordinal, dict(item.error), item.attempts, self.policy
             )
-            self._names[key] = (item.ordinal, 0)
+            self._names[key] = (item.ordinal, 0, self._head.begun)
         self._send(tasks)
 
     def _send(self, tasks: dict[Any, Any]) -> None:
@@ -314,15 +313,16 @@ class OnCluster:
             check_connected(self.client)
         return found + self._losses.judged() + self._gathered(ended)
 
-    def _gathered(self, ended: list[tuple[Any, Future[Any]]]) -> list[Message]:
+    def _gathered(self, ended: list[tuple[Any, Future[Any]]]) -> list[Message | Lost]:
         done = [(key, future) for key, future in ended if future.status == "finished"]
         results = fetched(self.client, [future for _, future in done])
         if len(results) < len(done):  # lost between "finished" and now: one by one
             results = [value_or_error(future) for _, future in done]
         values = {key: value for (key, _), value in zip(done, results, strict=True)}
-        messages, orphans = [], []
+        messages: list[Message | Lost] = []
+        orphans: list[tuple[int, int, int]] = []
         for key, future in ended:
-            ordinal, attempt = self._names[key]
+            ordinal, attempt, head = self._names[key]
             value = values.get(key)
             error = None
             if not isinstance(value, Outcome):
@@ -331,11 +331,11 @@ class OnCluster:
             self._forget(key)
             if isinstance(value, Outcome):
                 messages.append(Message(ordinal, attempt, value))
-            elif isinstance(error, KilledWorker) and not _blames(error, key):
-                orphans.append((ordinal, attempt))
+            elif _is_orphan(error, key):
+                orphans.append((ordinal, attempt, head))
             elif attempt == 0 and self._giving_up[ordinal][1] < RETRIES:
                 self.give_up([self._giving_up[ordinal][0]])  # on a worker that ended just then
-            elif attempt and isinstance(error, KilledWorker | CancelledError | CommClosedError):
+            elif attempt and isinstance(error, KilledWorker):
                 check_connected(self.client, error)
                 self._losses.add(ordinal, attempt, error)
             else:
@@ -343,13 +343,18 @@ class OnCluster:
         self._adopt(orphans)
         return messages
 
-    def _adopt(self, orphans: list[tuple[int, int]]) -> None:
-        """Start attempts again that did not even begin, because what they depend on was lost."""
+    def _adopt(self, orphans: list[tuple[int, int, int]]) -> None:
+        """Start attempts again that are not to blame: what they depend on was lost, or forgotten.
+
+        Those that had it from a head which has a successor by now need no other.
+        """
         if not orphans:
             return
-        self._begin(recorded_context(self.plan)[0])
-        self.start([Start(ordinal, attempt) for ordinal, attempt in orphans if attempt])
-        self.give_up([self._giving_up[ordinal][0] for ordinal, attempt in orphans if not attempt])
+        check_connected(self.client)
+        if any(head == self._head.begun for _, _, head in orphans):
+            self._begin(recorded_context(self.plan)[0] if self.plan.context else None)
+        self.start([Start(ordinal, attempt) for ordinal, attempt, _ in orphans if attempt])
+        self.give_up([self._giving_up[ordinal][0] for ordinal, again, _ in orphans if not again])
 
     def _gone(self, ordinal: int, attempt: int, error: Any) -> Message:
         """A task that Dask could not run; or one that gives up, whose worker died."""
@@ -391,9 +396,11 @@ class OnCluster:
         self._head.release()
 
 
-def _blames(error: KilledWorker, key: Any) -> bool:
-    """Whether a death is told of this task, and not of one that it depends on."""
-    return str(error.task) == str(key)
+def _is_orphan(error: Any, key: Any) -> bool:
+    """Whether a task is told of a death that one died which it depends on, or was forgotten."""
+    if isinstance(error, KilledWorker):
+        return str(error.task) != str(key)
+    return isinstance(error, FORGOTTEN)
 
 
 def _is_among(item: Start | GiveUp, gone: set[tuple[int, int]]) -> bool:
