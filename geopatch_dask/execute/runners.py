@@ -186,6 +186,25 @@ def check_scheduler(plan: PlanBase, scheduler: Scheduler, policy: Policy) -> Non
             f"{plan.target.display} lives in the memory of this process; run with 'threads' or "
             "'sync', or write to a path or URL"
         )
+    if policy.timeout is not None and isinstance(scheduler, Client):
+        _check_nannies(scheduler)
+
+
+def _check_nannies(client: Client) -> None:
+    """Refuse workers that nobody would start again after a time-out.
+
+    Raises
+    ------
+    OptionError
+    """
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    bare = [worker for worker in workers if not worker["nanny"]]
+    if bare:
+        raise OptionError(
+            f"a timeout ends the process of a worker that hangs, and {len(bare)} of "
+            f"{len(workers)} workers have no nanny to start it again (processes=False, "
+            "--no-nanny): start workers with nannies, or leave the timeout out"
+        )
 
 
 @contextmanager

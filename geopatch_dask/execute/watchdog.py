@@ -48,6 +48,8 @@ def topic(short: str) -> str:
 def ended_after(seconds: float, tell: Tell) -> Iterator[None]:
     """End this Dask worker unless the block is over in time.
 
+    One that shares the process of its scheduler is not ended: that is the user's own process.
+
     Parameters
     ----------
     seconds : float
@@ -60,6 +62,8 @@ def ended_after(seconds: float, tell: Tell) -> Iterator[None]:
         frame = sys._current_frames().get(thread)
         lines = "".join(traceback.format_stack(frame)).splitlines()[-LINES:] if frame else []
         tell(worker, "\n".join(lines))
+        if str(worker.address).startswith("inproc:"):
+            return
         time.sleep(LAST_WORDS)
         os._exit(1)
 
@@ -112,5 +116,5 @@ def _late(plan: PlanBase, name: str, seconds: float | None, where: str) -> dict[
         "type": "TimeoutError",
         "message": f"{name} took longer than {seconds:g} s; raise the policy's timeout if it only "
         "is slow",
-        "traceback": plan.target.scrub(where),
+        "traceback": plan.scrub(where),
     }
