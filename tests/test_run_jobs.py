@@ -9,6 +9,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from distributed import Client
 from sample_operators import Counted, notes
 
 import geopatch_dask as gp
+from geopatch_dask.execute import metrics
+from geopatch_dask.store import template
 from geopatch_dask.store.jobs import STALE, Heartbeat, RunState, cancel, runs
 from geopatch_dask.store.records import Ledger
 from geopatch_dask.testing import assert_same_bytes, merged, read_back
@@ -69,19 +73,54 @@ def test_shares_in_any_order_make_the_whole(tmp_path: Path, order: tuple[int, ..
     assert made == sum(plan.grid.count_touching(t.box) for t in plan.layout) + 5 * trials
 
 
-def test_shares_at_the_same_time_need_nothing_in_common(tmp_path: Path) -> None:
-    def run(i: int) -> None:
-        planned(tmp_path).run("sync", share=f"{i}/3")
+@pytest.mark.parametrize("again", range(5))
+def test_shares_at_the_same_time_need_nothing_in_common(tmp_path: Path, again: int) -> None:
+    plans = [planned(tmp_path) for _ in range(3)]
+    start = threading.Barrier(3)
 
-    threads = [threading.Thread(target=run, args=(i,)) for i in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    planned(tmp_path).run(
-        "sync"
-    )  # two that end in the same moment may each see the other unfinished
+    def run(i: int) -> bool:
+        start.wait()
+        return plans[i].run("sync", share=(i, 3)).complete
+
+    with ThreadPoolExecutor(3) as pool:
+        ends = list(pool.map(run, range(3)))
+    assert any(ends), "whoever writes the last record sees all of them"
     check(tmp_path)
+
+
+def test_a_share_that_begins_late_keeps_what_another_has_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, late = planned(tmp_path), planned(tmp_path)
+    vacant = template._is_vacant
+
+    def slow(*args: Any) -> bool:
+        found = vacant(*args)
+        monkeypatch.setattr(template, "_is_vacant", vacant)
+        assert not first.run("sync", share="0/2").complete
+        return found
+
+    monkeypatch.setattr(template, "_is_vacant", slow)
+    assert late.run("sync", share="1/2").complete
+    check(tmp_path)
+
+
+def test_one_set_of_numbers_for_runs_that_begin_at_the_same_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("prometheus_client")
+    made: list[object] = []
+
+    def slow() -> object:
+        time.sleep(0.02)
+        made.append(object())
+        return made[-1]
+
+    monkeypatch.setattr(metrics, "_Set", slow)
+    monkeypatch.setattr(metrics, "_made", cache(metrics._made.__wrapped__))
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: metrics._metrics(), range(4)))
+    assert found == made * 4
 
 
 def test_more_shares_than_super_tiles(tmp_path: Path) -> None:

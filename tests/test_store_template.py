@@ -54,9 +54,9 @@ def place(request, tmp_path):
 class TestSpec:
     def test_json(self):
         spec = ArraySpec("a", "int16", ("t", "y"), (3, 9), (1, 4), (1, 8), -1, {"units": "m"})
-        assert ArraySpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
-        assert spec.unit == (1, 8)
-        assert ArraySpec.from_json(SPEC.to_json()) == SPEC
+        told = json.loads(json.dumps(spec.to_json()))
+        kept = {name: tuple(v) if isinstance(v, list) else v for name, v in told.items()}
+        assert ArraySpec(**kept) == spec
 
     @pytest.mark.parametrize(
         ("given_", "kept"),
@@ -93,14 +93,15 @@ class TestSpec:
 
 class TestLife:
     def test_made_written_finished_opened(self, place):
-        assert create(place, [SPEC], RASTER, {"title": "t"}) is True
+        attrs = {"title": "t", "geopatch:note": [1, "two"]}
+        assert create(place, [SPEC], RASTER, attrs) is True
         assert not is_complete(place)
         write_region(open_array(place, "data"), Box((0, 0), (8, 9)), ONES[:8])
         with pytest.warns(IncompleteWarning, match="is not complete"):
             dataset = open_target(place)
         assert int(dataset["data"].isnull().sum()) == 4 * 9
         write_region(open_array(place, "data"), Box((8, 0), (12, 9)), ONES[8:])
-        finish(place, {"geopatch:note": [1, "two"]})
+        finish(place)
         assert is_complete(place)
         dataset = open_target(place)
         assert set(dataset.coords) == {"x", "y", "spatial_ref"}
@@ -471,10 +472,3 @@ class TestArrays:
         with pytest.raises(OptionError, match=message):
             create(tmp_path / "o", arrays, RASTER, attrs)
         assert not (tmp_path / "o").exists()
-
-    def test_finish_refuses_what_is_not_json(self):
-        store = MemoryStore()
-        create(store, [SPEC], RASTER)
-        with pytest.raises(OptionError, match="must be plain JSON"):
-            finish(store, {"a": float("inf")})
-        assert not is_complete(store)

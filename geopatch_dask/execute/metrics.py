@@ -27,6 +27,7 @@ from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from geopatch_dask.errors import OptionError
@@ -63,6 +64,9 @@ _NUMBERS = {
     "bytes_read": "geopatch_read_bytes",
     "bytes_written": "geopatch_written_bytes",
 }
+
+
+_MAKING = Lock()
 
 
 class _Set:
@@ -136,8 +140,13 @@ class _Set:
         )
 
 
-@cache
 def _metrics() -> _Set | None:
+    with _MAKING:  # runs may begin in several threads at once
+        return _made()
+
+
+@cache
+def _made() -> _Set | None:
     return _Set() if find_spec("prometheus_client") is not None else None
 
 

@@ -12,13 +12,11 @@ read by name, for which the location has to know that "forbidden" may mean "abse
 from __future__ import annotations
 
 import contextlib
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from geopatch_dask.errors import TargetError
 from geopatch_dask.store.location import Location
@@ -41,33 +39,23 @@ class Preflight:
 
     Parameters
     ----------
-    read, write, list, delete : str
-        ``"ok"``, or the kind of failure and what the place said: ``"forbidden: ..."``.
+    list : str
+        ``"ok"``, or ``"forbidden: ..."`` and what the place said.  All else worked, or this would
+        not have been made.
     client : str
         What moves the bytes; :attr:`~geopatch_dask.store.location.Location.client_name`.
-    seconds : float
-        What the four took.
     location : Location
         The one that was asked about, with ``lists=False`` where listing is forbidden.
     """
 
-    read: str
-    write: str
     list: str
-    delete: str
     client: str
-    seconds: float
     location: Location = field(repr=False)
 
     @property
     def ok(self) -> bool:
         """Whether all four worked."""
-        return {self.read, self.write, self.list, self.delete} == {_OK}
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON, without the location."""
-        names = ("read", "write", "list", "delete", "client")
-        return {name: getattr(self, name) for name in names} | {"seconds": round(self.seconds, 3)}
+        return self.list == _OK
 
 
 def preflight(location: Location | object) -> Preflight:
@@ -86,24 +74,18 @@ def preflight(location: Location | object) -> Preflight:
     """
     place = Location.of(location)
     folder, name = place.sibling(STATE), f"{PROBE}{uuid.uuid4().hex}"
-    began = time.monotonic()
     with _no_new_folders(folder):
         for _ in range(_ROUNDS):
             steps = _steps(folder, name)
             if not any(error and error.kind in ("failed", "absent") for error in steps.values()):
                 break
-    seconds = time.monotonic() - began
     for step, error in steps.items():
         if error is not None and not (step == "list" and error.kind == "forbidden"):
             raise _refusal(folder, name, step, error)
     hidden = steps["list"]
     return Preflight(
-        read=_OK,
-        write=_OK,
         list=_OK if hidden is None else f"{hidden.kind}: {hidden}",
-        delete=_OK,
         client=place.client_name,
-        seconds=seconds,
         location=replace(place, lists=hidden is None),
     )
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import zarr
 
-from geopatch_dask.errors import OptionError, TargetError
+from geopatch_dask.errors import TargetError
 from geopatch_dask.store.location import Location, raise_target_error
 
 if TYPE_CHECKING:  # xarray brings pandas: half a second and 50 MB that rasters do without
@@ -138,7 +138,7 @@ def open_array(location: Location | object, name: str) -> zarr.Array[Any]:
         raise_target_error("open", f"{place.display}/{name}", error, place.storage_options)
 
 
-def finish(location: Location | object, attrs: Mapping[str, Any] | None = None) -> None:
+def finish(location: Location | object) -> None:
     """Consolidate the metadata and declare the target complete, in one atomic write.
 
     To be called once everything is done; calling it again does no harm.
@@ -146,19 +146,15 @@ def finish(location: Location | object, attrs: Mapping[str, Any] | None = None) 
     Parameters
     ----------
     location : Location, or what :meth:`Location.of` takes
-    attrs : mapping, optional
-        JSON attributes to add to the group.
 
     Raises
     ------
     TargetError
         When there is no target.
-    OptionError
-        When the attributes are not plain JSON.
     """
     place = Location.of(location)
     root = existing_root(place)
-    root["attributes"] = {**root.get("attributes", {}), **(attrs or {}), COMPLETE: True}
+    root["attributes"] = {**root.get("attributes", {}), COMPLETE: True}
     root.pop("consolidated_metadata", None)
     if not holds_one_table(place) and getattr(
         place.zarr_store(), "supports_consolidated_metadata", True
@@ -312,11 +308,7 @@ def drop_orphans(place: Location, inside: Collection[str], arrays: Collection[st
 
 
 def _write_root(place: Location, root: Mapping[str, Any]) -> None:
-    try:
-        text = json.dumps(root, indent=2, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise OptionError(f"attributes of the target must be plain JSON: {error}") from None
-    place.write(root_name(place), text.encode())
+    place.write(root_name(place), json.dumps(root, indent=2).encode())
 
 
 def _members(place: Location, prefix: str, names: list[str] | None = None) -> dict[str, Any]:
