@@ -23,6 +23,7 @@ from zarr.storage import MemoryStore
 import geopatch_dask as gp
 from geopatch_dask.execute.stored import Stored
 from geopatch_dask.execute.verification import Mismatch
+from geopatch_dask.store.records import Ledger
 from geopatch_dask.testing import Cut, read_back
 
 
@@ -377,6 +378,14 @@ def test_nothing_is_repaired_while_a_run_is_at_work() -> None:
 
 
 # ---- several arrays, scale, tables, two passes -----------------------------------------------
+
+
+def test_a_record_names_what_decides_bytes() -> None:
+    from geopatch_dask.execute.versions import versions
+
+    run = run_of(ops.mixing)
+    (first, *_) = Ledger(run.plan.target, run.plan.fingerprint).done().values()
+    assert first.versions == versions()
 
 
 def test_all_arrays_of_a_dict_are_compared() -> None:

@@ -20,6 +20,7 @@ from geopatch_dask.cli.progress import Following, progress_for
 from geopatch_dask.clusters.address import is_address
 from geopatch_dask.errors import OptionError, RunIncomplete
 from geopatch_dask.execute.rebuild import rebuilt
+from geopatch_dask.execute.retry import retry_plan
 from geopatch_dask.planning.units import seconds_text
 
 __all__ = ["retry", "status", "submit"]
@@ -116,14 +117,7 @@ def retry(args: argparse.Namespace) -> int:
             scheduler_of(job) as scheduler,
             progress_for(plan.n_supertiles, args.quiet, partial=True) as bar,
         ):
-            report = gp.retry(
-                plan,
-                scheduler,
-                operator_changed=args.operator_changed,
-                policy=job.policy,
-                progress=bar,
-                on_failure="return",
-            )
+            report = retry_plan(plan, scheduler, job.policy, bar, "return")
     if not args.quiet:
         out(report)
     return verdict(report, args.allow_uncovered)

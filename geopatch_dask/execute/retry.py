@@ -26,7 +26,7 @@ from geopatch_dask.planning.operator import Operator
 from geopatch_dask.report.report import Report
 from geopatch_dask.store.records import Ledger
 
-__all__ = ["retry"]
+__all__ = ["retry", "retry_plan"]
 
 
 def retry(
@@ -84,6 +84,17 @@ def retry(
         storage_options=storage_options,
         changed={"operator"} if operator_changed else (),
     )
+    return retry_plan(plan, client, policy, progress, on_failure)
+
+
+def retry_plan(
+    plan: PlanBase,
+    client: AnyScheduler,
+    policy: Policy,
+    progress: Progress | None,
+    on_failure: str,
+) -> Report:
+    """As :func:`retry`, with a plan that was compared with its target already."""
     with opened(client) as scheduler:
         report = execute(plan, scheduler, policy, select=_reopened, progress=progress)
     judge(report, on_failure)

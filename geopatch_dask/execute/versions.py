@@ -19,6 +19,7 @@ import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -27,7 +28,16 @@ from distributed import Client
 
 from geopatch_dask.errors import OptionError
 
-__all__ = ["THREADS", "Survey", "about", "compare_versions", "differences", "survey", "versions"]
+__all__ = [
+    "THREADS",
+    "Survey",
+    "about",
+    "compare_versions",
+    "differences",
+    "recorded_versions",
+    "survey",
+    "versions",
+]
 
 #: Distributions whose versions are compared; GDAL comes with rasterio.
 PACKAGES = ("geopatch_dask", "numpy", "zarr", "numcodecs", "rasterio", "xarray")
@@ -48,6 +58,12 @@ def versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "machine": platform.machine()}
     found |= {name: _version(name) for name in (*PACKAGES, "dask", "distributed")}
     return found | {"gdal": _gdal()}
+
+
+@cache
+def recorded_versions() -> Mapping[str, str]:
+    """The same, found once: it goes into every record."""
+    return versions()
 
 
 def _version(name: str) -> str:
