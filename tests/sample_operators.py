@@ -161,3 +161,15 @@ class Informed:
             return x
         found = np.nan_to_num(np.asarray(context[self.name], np.float64))
         return x + found.sum() / found.size
+
+
+def suited(patch: gp.Patch, operator: gp.Operator, kind: str) -> Array:
+    """What another operator returns, as classes, as scores, or as an estimate and its variance."""
+    value = np.asarray(operator.run([patch])[0], np.float64)
+    finite = np.where(np.isfinite(value), value, 0.0)
+    if kind == "HardVote":
+        return np.where(np.isnan(value), np.nan, np.floor(np.abs(finite)) % 4)
+    if kind == "SoftVote":
+        scores = np.stack([np.abs(finite), np.abs(finite - 1), np.ones_like(finite)])
+        return np.where(np.isnan(value), np.nan, scores / scores.sum(axis=0))
+    return np.stack([value, np.abs(finite) - 0.1])

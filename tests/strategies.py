@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import sample_operators as ops
 from conftest import EXAMPLES
 from hypothesis import settings
 from hypothesis import strategies as st
+from oracles import last_minus_first
 
 import geopatch_dask as gp
 from geopatch_dask.testing import Cut
@@ -74,6 +76,17 @@ AGGREGATIONS = (
     gp.Any(),
     gp.All(),
     gp.Count(),
+)
+#: The others: they take classes, scores or estimates, or keep all values of a cell.
+ESTIMATES = (
+    gp.HardVote(4),
+    gp.SoftVote(3),
+    gp.InvVarWeightedMean(),
+    gp.Median(),
+    gp.Quantile(0.3),
+    gp.Quantile((0.0, 0.5, 0.8, 1.0)),
+    gp.Mode(),
+    gp.Learned(last_minus_first),
 )
 
 
@@ -273,6 +286,17 @@ def jobs(draw: st.DrawFn) -> Job:
         operator=operator,
         output=output,
     )
+
+
+def estimating(job: Job, aggregation: gp.Aggregation) -> Job:
+    """The same job for one of :data:`ESTIMATES`, whose results its operator is made to return."""
+    p, kind = job.patcher, type(aggregation).__name__
+    operator = job.operator
+    if kind in ("HardVote", "SoftVote", "InvVarWeightedMean"):
+        suited = partial(ops.suited, operator=operator, kind=kind)
+        operator = gp.Operator(suited, takes="patch", version="suited")
+    patcher = gp.Patcher(p.geometry, p.sampler, p.window, aggregation)
+    return replace(job, patcher=patcher, operator=operator)
 
 
 # ---- how the output is cut -----------------------------------------------------------------------

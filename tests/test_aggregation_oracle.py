@@ -8,6 +8,7 @@ magnitudes involved.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import oracles
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import AGGREGATIONS, Job, examples, jobs
+from strategies import AGGREGATIONS, ESTIMATES, Job, estimating, examples, jobs
 
 import geopatch_dask as gp
 from geopatch_dask.aggregation.output import settle
@@ -46,6 +47,34 @@ def test_every_aggregation_is_what_numpy_says(job: Job) -> None:
         np.testing.assert_allclose(
             found, expected, rtol=1e-5 if found.itemsize < 8 else 1e-9, atol=bound
         )
+
+
+@given(jobs(), st.sampled_from(ESTIMATES))
+@examples(150)
+def test_votes_posteriors_and_layers_are_what_numpy_says(
+    job: Job, aggregation: gp.Aggregation
+) -> None:
+    """Windows, riding axes, missing cells and infinities; sums in the order of ordinals."""
+    if not job.patcher.n_anchors(job.field):
+        return
+    job = estimating(job, aggregation)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*streaming_safe")
+        found = merged(job.field, job.patcher, job.operator, job.output)
+    stack = oracles.stack(job.field, job.patcher, job.operator, job.output.missing)
+    expected = oracles.answers(aggregation, stack)
+    arrays = found if isinstance(found, dict) else {"data": found}
+    assert sorted(arrays) == sorted(f"data_{part}" if part else "data" for part in expected)
+    main = next(iter(arrays.values())).dtype
+    for part, (values, answered) in expected.items():
+        array = arrays[f"data_{part}" if part else "data"]
+        fill = job.output.fill_value if array.dtype == main else None
+        fill = hole(array.dtype) if fill is None else fill
+        settled, _ = settle(values, answered, array.dtype, fill)
+        if part in ("mu", "var", "share"):
+            np.testing.assert_allclose(array, settled, rtol=1e-12 if array.itemsize == 8 else 1e-6)
+        else:
+            np.testing.assert_array_equal(array, settled, err_msg=part)
 
 
 def hole(dtype: np.dtype[Any]) -> float | int:

@@ -70,10 +70,13 @@ class Part:
         Shape before the patch axes.
     dtype : numpy.dtype
         By default; the output may ask for another one for the main part.
+    classes : int
+        Whole numbers from 0 on that the dtype has to tell apart, besides the fill value.
     """
 
     leading: tuple[int, ...]
     dtype: np.dtype[Any]
+    classes: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,6 +149,13 @@ class State(Mapping[str, Array]):
     def __len__(self) -> int:
         return len(self._arrays)
 
+    def lengthen(self, name: str) -> Array:
+        """The accumulator with one more empty entry along its first axis."""
+        array = self._arrays[name]
+        more = np.full((1, *array.shape[1:]), self._empty[name], array.dtype)
+        self._arrays[name] = np.concatenate([array, more])
+        return self._arrays[name]
+
     def head(self, rows: int) -> State:
         """The first rows of the first patch axis, as views."""
         at = row_index(self.box.ndim, slice(0, rows))
@@ -199,6 +209,12 @@ class Aggregation(Configurable):
 
         Cells without an answer may hold anything.
         """
+
+    def finalize_for(
+        self, state: State, dtypes: Mapping[str, np.dtype[Any]]
+    ) -> Array | dict[str, Array]:
+        """What is rounded to the output dtypes: :meth:`finalize`, unless they matter before."""
+        return self.finalize(state)
 
     def merge(self, left: State, right: State) -> State:
         """Combine states over the same box; ``left`` holds the earlier ordinals and is changed."""
@@ -359,7 +375,7 @@ class Aggregation(Configurable):
         -------
         dict of part to ``(array, cells that hold the fill value)``
         """
-        found, answered = self.finalize(state), self.answered(state)
+        found, answered = self.finalize_for(state, dtypes), self.answered(state)
         values = found if isinstance(found, dict) else {"": found}
         known = answered if isinstance(answered, dict) else dict.fromkeys(values, answered)
         return {

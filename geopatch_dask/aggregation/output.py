@@ -18,7 +18,7 @@ import numpy.typing as npt
 from geopatch_dask.errors import OptionError
 from geopatch_dask.patch.config import Configurable
 
-__all__ = ["Output", "default_fill", "fill_for", "settle"]
+__all__ = ["Output", "default_fill", "fill_for", "saturated", "settle"]
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def settle(
         with np.errstate(over="ignore", invalid="ignore"):
             out = np.array(values, dtype, order="C")
     else:
-        out = _saturated(values, answered, dtype)
+        out = saturated(values, answered, dtype)
     if answered is None:
         return out, 0
     mask = np.broadcast_to(answered, out.shape)
@@ -165,9 +165,10 @@ def settle(
     return out, int(mask.size - np.count_nonzero(mask))
 
 
-def _saturated(
+def saturated(
     values: npt.NDArray[Any], answered: npt.NDArray[np.bool_] | None, dtype: np.dtype[Any]
 ) -> npt.NDArray[Any]:
+    """Values as integers: to the nearest, ties to even, and never beyond what the dtype holds."""
     if dtype.kind == "b":
         return np.ascontiguousarray(values != 0)
     info = np.iinfo(dtype)

@@ -104,13 +104,13 @@ def telling_cuts(shape: Sequence[int], size: Sequence[int]) -> list[Cut]:
     Returns
     -------
     list of Cut
-        Super-tiles smaller than a patch, bands along each axis, chunks that divide nothing, and
-        shards.
+        Super-tiles smaller than a patch, bands along each axis, chunks that divide nothing, shards,
+        and super-tiles that leave a single cell at the end of every axis.
 
     Examples
     --------
     >>> [cut.tile for cut in telling_cuts((100, 80), (16, 16))]
-    [(8, 8), (100, 23), (32, 80), (51, 41), (28, 28)]
+    [(8, 8), (100, 23), (32, 80), (51, 41), (28, 28), (33, 79)]
     """
     small = tuple(max(p // 2, 1) for p in size)
     odd = tuple(max(n // 2 + 1, 1) for n in shape)
@@ -119,13 +119,21 @@ def telling_cuts(shape: Sequence[int], size: Sequence[int]) -> list[Cut]:
     wide = tuple(2 * p if d == 0 else n for d, (n, p) in enumerate(zip(shape, size, strict=True)))
     chunk = tuple(max((p - 2) // 2, 1) for p in size)
     shard = tuple(2 * c for c in chunk)
+    lone = tuple(_leaving_one(n, 2 * p) for n, p in zip(shape, size, strict=True))
     return [
         Cut(small, small),
         Cut(tall, prime),
         Cut(wide, tuple(size)),
         Cut(odd, odd),
         Cut(tuple(2 * s for s in shard), chunk, shard),
+        Cut(lone, lone),
     ]
+
+
+def _leaving_one(n: int, least: int) -> int:
+    """The shortest tile of at least so many cells, if there is any, of which one cell is left."""
+    divisors = [d for d in range(2, n) if (n - 1) % d == 0]
+    return next((d for d in divisors if d >= least), divisors[-1] if divisors else 1)
 
 
 def merged(
