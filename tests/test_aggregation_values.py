@@ -119,13 +119,47 @@ def one_and_itself(x: Array) -> tuple[Array, Array]:
 @given(st.integers(0, 10**6), st.integers(1, 8))
 @examples(30)
 def test_the_weighted_posterior(seed: int, n: int) -> None:
+    """Patches that lie apart, so that a cell has other weights of each of them."""
     rng = np.random.default_rng(seed)
     mu, var = rng.normal(size=(n, 5)), rng.uniform(0.1, 9, (n, 5))
-    found = layered(list(zip(mu, var, strict=True)), gp.InvVarWeightedMean())
-    np.testing.assert_allclose(found["data_var"], 1 / (1 / var).sum(axis=0), rtol=1e-13)
-    np.testing.assert_allclose(
-        found["data_mu"], (mu / var).sum(axis=0) / (1 / var).sum(axis=0), rtol=1e-11, atol=1e-13
-    )
+    field = gp.ArrayField(np.zeros(12), dims=("x",))
+    at = rng.integers(0, 8, n)
+    axes = (gp.Rectangular((5,)), gp.Explicit([(int(a),) for a in at]), gp.Hann())
+    patcher = gp.Patcher(*axes, gp.InvVarWeightedMean())
+    estimates = zip(patcher.split(field), mu, var, strict=True)
+    found = patcher.merge((p.with_data((m, v)) for p, m, v in estimates), field)
+    hann = np.sin(np.pi * (np.arange(5) + 0.5) / 5) ** 2
+    precision, total = np.zeros(12), np.zeros(12)
+    for a, m, v in zip(at, mu, var, strict=True):
+        precision[a : a + 5] += hann / v
+        total[a : a + 5] += hann * m / v
+    known = precision > 0
+    np.testing.assert_array_equal(np.isnan(found["data_mu"]), ~known)
+    np.testing.assert_allclose(found["data_var"][known], 1 / precision[known], rtol=1e-13)
+    expected = total[known] / precision[known]
+    np.testing.assert_allclose(found["data_mu"][known], expected, rtol=1e-10, atol=1e-12)
+
+
+def test_an_infinite_mean_under_a_weight_of_zero_does_not_count() -> None:
+    """0 times infinity is NaN; but where a window has a hole, an estimate says nothing."""
+    field = gp.ArrayField(np.array([1.0, np.inf, 3.0, 4.0]), dims=("x",))
+    window = gp.Custom(lambda shape: np.array([1.0, 0.0, 1.0])[: shape[0]])
+    anchors = gp.Explicit([(0,), (1,)])
+    patcher = gp.Patcher(gp.Rectangular((3,)), anchors, window, gp.InvVarWeightedMean())
+    means = (np.where(p.ordinal == 0, p.data, 7.0) for p in patcher.split(field))
+    estimates = zip(patcher.split(field), means, strict=True)
+    found = patcher.merge((p.with_data((m, np.ones(3))) for p, m in estimates), field)
+    np.testing.assert_array_equal(found["data_mu"], [1, 7, 3, 7])
+    np.testing.assert_array_equal(found["data_var"], [1, 1, 1, 1])
+
+
+def test_means_that_are_infinite_both_ways_are_missing_and_counted() -> None:
+    one = np.ones(3)
+    layers = [(np.array([np.inf, np.inf, 2.0]), one), (np.array([-np.inf, 1.0, 4.0]), one)]
+    found = layered(layers, gp.InvVarWeightedMean(), fill_value=-1.0)
+    np.testing.assert_array_equal(found["data_mu"], [-1.0, np.inf, 3.0])
+    np.testing.assert_array_equal(found["data_var"], [-1.0, 0.5, 0.5])
+    assert counted(layers, gp.InvVarWeightedMean())[1] == {"mu": 1, "var": 1}
 
 
 def test_mu_and_var_may_come_as_a_dict() -> None:

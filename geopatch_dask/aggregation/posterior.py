@@ -47,8 +47,9 @@ class InvVarWeightedMean(Aggregation):
     The operator returns a tuple ``(mu, var)`` or a dict with these keys, both of shape
     (*leading, *patch).  The window multiplies the precision.  A NaN, or a variance that is not a
     positive finite number with a finite reciprocal (more than 2**-1024, 5.6e-309), is missing data:
-    left out, and counted.  So is a cell whose precisions add up to what has no such reciprocal:
-    there is neither ``mu`` nor ``var`` then.  Arrays: ``mu`` and ``var``.
+    left out, and counted.  So is a cell whose precisions add up to what has no such reciprocal, or
+    whose means are infinite in both directions: there is neither ``mu`` nor ``var`` then.  Arrays:
+    ``mu`` and ``var``.
     """
 
     weighted: ClassVar[bool] = True
@@ -84,8 +85,10 @@ class InvVarWeightedMean(Aggregation):
         precision = weights / var
         if patch.valid is not None:
             np.copyto(precision, 0.0, where=~patch.valid)
+        # What has no precision says nothing, be it infinite; 0 times infinity would be NaN.
+        share = np.multiply(precision, mu, out=np.zeros_like(mu), where=precision > 0)
         sums = state["sums"]
-        sums[0][patch.where] += precision * mu
+        sums[0][patch.where] += share
         sums[1][patch.where] += precision
 
     def merge(self, left: State, right: State) -> State:
@@ -101,8 +104,9 @@ class InvVarWeightedMean(Aggregation):
             return {"mu": total / precision, "var": 1.0 / precision}
 
     def answered(self, state: State) -> dict[str, Any]:
-        """Cells with at least one usable estimate, and a sum of precisions that is one, too."""
-        known = _invertible(state["sums"][1])
+        """Cells with at least one usable estimate, and whose sums are one, too."""
+        total, precision = state["sums"]
+        known = _invertible(precision) & ~np.isnan(total)
         voted = state.coverage.answered()
         if voted is not None:
             known &= voted
