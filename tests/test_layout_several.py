@@ -17,6 +17,7 @@ import pytest
 import sample_operators as ops
 from hypothesis import given
 from hypothesis import strategies as st
+from oracles import last_minus_first
 from strategies import Job, cuts, examples, jobs
 from zarr.storage import MemoryStore
 
@@ -35,11 +36,11 @@ def _known_warnings() -> Iterator[None]:
         yield
 
 
-def last_minus_first(layers: Array, n: Array) -> Array:
-    """Depends on the order of layers, so it shows whether that order is global."""
-    last = np.take_along_axis(layers, np.maximum(n - 1, 0)[None], axis=0)[0]
-    with np.errstate(invalid="ignore", over="ignore"):
-        return last.astype(np.float64) - layers[0].astype(np.float64)
+def mean_of_layers(layers: Array, n: Array) -> Array:
+    """A sum, which numpy adds up in another order where there is one cell only."""
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # cells that nobody reached
+        return np.nanmean(layers, axis=0)
 
 
 LAYERED = (
@@ -48,6 +49,7 @@ LAYERED = (
     gp.Quantile((0.0, 0.25, 1.0)),
     gp.Mode(),
     gp.Learned(last_minus_first),
+    gp.Learned(mean_of_layers),
 )
 
 
@@ -207,6 +209,35 @@ def test_coordinates_of_a_finer_grid_are_centres() -> None:
     np.testing.assert_allclose(found.lat, [3.25, 2.75, 2.25, 1.75, 1.25, 0.75, 0.25, -0.25])
 
 
+# ---- masked arrays ------------------------------------------------------------------------------
+
+
+def masked(x: Array) -> Any:
+    return np.ma.masked_greater(x, 40.0)
+
+
+def masked_both(x: Array) -> Any:
+    return {"a": masked(x), "b": (masked(x), np.ones_like(x))}
+
+
+@pytest.mark.parametrize(
+    ("aggregation", "operator"),
+    [(gp.Mean(), masked), ({"a": gp.Max(), "b": gp.InvVarWeightedMean()}, masked_both)],
+)
+def test_what_is_masked_is_missing_in_ram_as_in_a_plan(aggregation: Any, operator: Any) -> None:
+    cells = np.arange(64.0).reshape(8, 8)
+    field = gp.ArrayField(cells)
+    patcher = gp.Patcher(gp.Rectangular((4, 4)), gp.RegularStride((2, 2)), None, aggregation)
+    in_ram = patcher.merge((p.with_data(operator(p.data)) for p in patcher.split(field)), field)
+    target = MemoryStore()
+    plan = gp.plan(field, patcher, operator, target, slots=2)
+    plan.run("sync")
+    for name, values in (in_ram if isinstance(in_ram, dict) else {"data": in_ram}).items():
+        assert_same_bytes(read_back(target, name), values, name)
+        if name != "b_var":
+            np.testing.assert_array_equal(np.isnan(values), cells > 40)
+
+
 # ---- a dict of outputs: one group, one record ----------------------------------------------------
 
 
@@ -260,6 +291,8 @@ def negative(x: Array) -> Array:
         (gp.SoftVote(2, 1), ops.stacked, None, r"before the patch are \(2,\); name the one"),
         (gp.SoftVote(3), ops.stacked, None, r"needs 3 classes there, but .* are \(2,\)"),
         (gp.HardVote(2), ops.constant(-1), None, "got class -1; labels are 0 .. 1"),
+        (gp.HardVote(300), ops.constant(1), gp.Output(dtype="uint8"), "uint8 cannot hold 300 cla"),
+        (gp.HardVote(256), ops.constant(1), gp.Output(dtype="u1", fill_value=0), "use dtype='uint"),
         (gp.SoftVote(2), negative, None, "negative scores; apply softmax"),
         ({"a": gp.Mean()}, ops.named("b"), None, "output 'a': the operator did not return it"),
         ({"a": gp.Mean()}, ops.named("a", "b"), None, "output 'b': no aggregation"),

@@ -138,7 +138,13 @@ def map_arrays(
 
 
 def _plain(result: Any) -> Array:
-    """An ndarray: what is under a mask is no answer, and must not be blended as if it were."""
+    """An ndarray: what is under a mask is no answer, and must not be blended as if it were.
+
+    Raises
+    ------
+    OperatorError
+        For a masked array of integers.
+    """
     if not isinstance(result, np.ma.MaskedArray):
         return np.asarray(result)
     if result.dtype.kind != "f":
@@ -198,8 +204,8 @@ def _entry(value: Any, member: Aggregation, what: str) -> Any:
         shapes = {np.shape(v) for v in value}
         if len(shapes) != 1:
             raise OperatorError(f"{what} returned arrays of shapes {sorted(shapes)}; one is needed")
-        return np.stack([np.asarray(v) for v in value])
-    return np.asarray(value)
+        return np.stack([_plain(v) for v in value])
+    return _plain(value)
 
 
 def collect(
@@ -260,6 +266,7 @@ class _Running:
         self.seen: set[int] = set()
 
     def start(self, leading: tuple[int, ...]) -> State:
+        part_dtypes(self.member.parts(leading, self.dtype), self.output)  # fails before the work
         return self.member.init(self.grid, self.grid.box, leading, self.dtype, complete=False)
 
     def add(self, patch: Patch, values: Array) -> None:
@@ -294,12 +301,37 @@ class _Running:
 
 
 def part_dtypes(parts: Mapping[str, Part], output: Output) -> dict[str, np.dtype[Any]]:
-    """Output dtype of every part: the main one (or all that share its dtype) may be asked for."""
+    """Output dtype of every part: the main one (or all that share its dtype) may be asked for.
+
+    Raises
+    ------
+    OptionError
+        For a dtype that cannot tell the classes of a vote apart.
+    """
     first = next(iter(parts.values())).dtype
-    return {
+    dtypes = {
         name: checked_dtype(output.dtype if output.dtype and part.dtype == first else part.dtype)
         for name, part in parts.items()
     }
+    for name, part in parts.items():
+        _check_classes(part, dtypes[name], output)
+    return dtypes
+
+
+def _check_classes(part: Part, dtype: np.dtype[Any], output: Output) -> None:
+    """Classes that saturate, or look like a cell without an answer, would be lost in silence."""
+    if dtype.kind == "f":
+        room = 2 ** (np.finfo(dtype).nmant + 1)
+    elif dtype.kind == "b":
+        room = 1
+    else:
+        spare = dtype.kind == "u"  # signed ones have the negative numbers
+        room = int(np.iinfo(dtype).max) - spare
+    if part.classes - 1 > room:
+        raise OptionError(
+            f"output {output.name!r}: {dtype} cannot hold {part.classes} classes and a fill value; "
+            f"use dtype={str(part.dtype)!r}, or leave dtype out"
+        )
 
 
 def part_fills(dtypes: Mapping[str, np.dtype[Any]], output: Output) -> dict[str, float | int]:

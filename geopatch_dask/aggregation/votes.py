@@ -29,7 +29,7 @@ MOST_CLASSES = 1 << 16
 
 def _parts(leading: Leading, k: int) -> dict[str, Part]:
     return {
-        "": Part(leading, np.min_scalar_type(k)),
+        "": Part(leading, np.min_scalar_type(k), classes=k),
         "share": Part(leading, np.dtype(np.float32)),
         "votes": Part(leading, np.dtype(np.int32)),
     }

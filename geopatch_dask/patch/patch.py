@@ -51,9 +51,13 @@ class Patch:
     domain: GridDomain | None = None
 
     def with_data(self, data: Any) -> Patch:
-        """The same place, other numbers: whatever an operator returned, be it a dict or rows."""
-        tabular = isinstance(data, Mapping | tuple | list | None) or hasattr(data, "to_records")
-        return dataclasses.replace(self, data=data if tabular else np.asarray(data))
+        """The same place, other numbers: whatever an operator returned, be it a dict or rows.
+
+        A masked array keeps its mask, which says where there is no answer.
+        """
+        kept = isinstance(data, Mapping | tuple | list | np.ma.MaskedArray | None)
+        kept = kept or hasattr(data, "to_records")
+        return dataclasses.replace(self, data=data if kept else np.asarray(data))
 
     @property
     def patch_dims(self) -> tuple[str, ...]:
