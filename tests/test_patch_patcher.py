@@ -191,6 +191,18 @@ def test_axes_of_the_wrong_kind() -> None:
         gp.Patcher(size, step, np.hanning)  # type: ignore[arg-type]
     with pytest.raises(gp.OptionError, match="aggregation must be"):
         gp.Patcher(size, step, gp.Hann(), "mean")  # type: ignore[arg-type]
+    with pytest.raises(gp.OptionError, match="aggregation must be an Aggregation"):
+        gp.Patcher(size, step, gp.Hann(), gp.Hann())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("statistic", [gp.ApproxQuantile(), gp.MeanStd()])
+def test_a_statistic_is_no_aggregation(statistic: Any) -> None:
+    """It would be found out by the plan, or by a merge in RAM, each in words of its own."""
+    told = rf"{type(statistic).__name__} is a statistic.*context=.*patcher.reduce.*per_block"
+    for aggregation in (statistic, {"a": gp.Mean(), "b": statistic}):
+        with pytest.raises(gp.OptionError, match=told) as caught:
+            gp.Patcher(gp.Rectangular((4, 4)), gp.RegularStride((4, 4)), None, aggregation)
+        assert "\n" not in str(caught.value)
 
 
 BAD_CELLS = [0, -3, 1.5, float("nan"), float("inf"), True, "4", None, np.float64(4)]

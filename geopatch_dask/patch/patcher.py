@@ -111,6 +111,9 @@ class Patcher:
         window: Window | None = None,
         aggregation: Merger | Mapping[str, Merger] | None = None,
     ) -> None:
+        given = aggregation.values() if isinstance(aggregation, Mapping) else [aggregation]
+        for value in given:
+            _refuse_statistic(value)
         # By name: aggregations live one floor up.
         if aggregation is None:
             aggregation = cast(Merger, from_config({"class": "OverlapAdd"}))
@@ -124,6 +127,8 @@ class Patcher:
         ):
             if not isinstance(value, kind):
                 raise OptionError(f"{name} must be a {kind.__name__}, got {value!r}")
+            if name == "aggregation" and not hasattr(value, "weighted"):
+                raise OptionError(f"aggregation must be an Aggregation, got {value!r}")
             object.__setattr__(self, name, value)
 
     # ---- places ---------------------------------------------------------------------------
@@ -291,6 +296,17 @@ class Patcher:
         if missing:
             raise OptionError(f"a patcher needs a {min(missing)}")
         return cls(**axes)
+
+
+def _refuse_statistic(value: object) -> None:
+    """Told by what it has, because statistics live one floor up, too."""
+    answers = isinstance(value, Configurable) and hasattr(value, "finalize")
+    if answers and not hasattr(value, "weighted"):
+        raise OptionError(
+            f"{type(value).__name__} is a statistic, which has one answer for many cells, and no "
+            "aggregation of the patches over one: give it to plan(context=...) or patcher.reduce, "
+            "or to per_block for one answer per block"
+        )
 
 
 def patch_of(field: Readable, grid: PatchGrid, ordinal: int, anchor: tuple[int, ...]) -> Patch:
