@@ -237,16 +237,32 @@ def test_a_submitted_job_is_cancelled_from_elsewhere_and_goes_on(
 
 @pytest.mark.slow
 @pytest.mark.cluster
+@pytest.mark.parametrize("failures", [3, 0])  # as Dask, and as clusters of ours
 def test_the_worker_that_drives_is_killed_and_another_drives_on(
-    cluster: Client, tmp_path: Path
+    cluster: Client, tmp_path: Path, failures: int
 ) -> None:
-    job = submitted(cluster, tmp_path)
-    while not job.status().counts["done"]:
-        time.sleep(0.05)
-    (run,) = job.runs
-    os.kill(run.pid, signal.SIGKILL)
-    assert job.wait(timeout=120).complete
+    before = allowed(cluster, failures)
+    try:
+        job = submitted(cluster, tmp_path)
+        while not job.status().counts["done"]:
+            time.sleep(0.05)
+        (run,) = job.runs
+        os.kill(run.pid, signal.SIGKILL)
+        assert job.wait(timeout=120).complete
+    finally:
+        allowed(cluster, before)
     check(tmp_path)
+
+
+def allowed(cluster: Client, failures: int) -> int:
+    """Sets how many workers may die with a task before a scheduler gives it up."""
+
+    def change(dask_scheduler: Any) -> int:
+        before, dask_scheduler.allowed_failures = dask_scheduler.allowed_failures, failures
+        return int(before)
+
+    before: int = cluster.run_on_scheduler(change)
+    return before
 
 
 def test_bad_input_is_said_at_once(tmp_path: Path, client: Client) -> None:

@@ -19,6 +19,7 @@ may be well, so only these count as the end of a job that has not begun:
 
 from __future__ import annotations
 
+import logging
 import socket
 import time
 from contextlib import ExitStack, suppress
@@ -33,7 +34,9 @@ from geopatch_dask.execute.head import deepest, not_loaded
 from geopatch_dask.store.jobs import STALE, RunState, forget_run, said
 from geopatch_dask.store.records import Ledger
 
-__all__ = ["check_begins", "drive_key", "failure", "hopeless"]
+__all__ = ["check_begins", "drive_key", "failure", "hopeless", "spare_driver"]
+
+_log = logging.getLogger(__name__)
 
 #: Seconds that ``submit`` looks whether a job begins; without a free worker it takes all of them.
 BEGINS = 3.0
@@ -78,6 +81,32 @@ def check_begins(ledger: Ledger, run: str, future: Future[Any]) -> None:
         raise error
 
 
+def spare_driver(client: Client, run: str, losses: int) -> None:
+    """Have a scheduler start a drive task again that lost its worker.
+
+    Clusters of ours allow no task a failure (:mod:`geopatch_dask.clusters.settings`), because the
+    driver decides what a death means.  Nobody else decides that for the driver itself.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    run : str
+    losses : int
+        How often, beyond what the scheduler allows anyway.
+    """
+    key = drive_key(run)
+
+    # Inside, so that it travels by value: schedulers need not have this package.
+    def spare(dask_scheduler: Any) -> None:
+        if (task := dask_scheduler.tasks.get(key)) is not None:
+            task.suspicious = -losses
+
+    try:
+        client.run_on_scheduler(spare)
+    except Exception as error:  # one that runs nothing for its clients
+        _log.warning("the job ends with the worker that drives it, should that be lost: %s", error)
+
+
 def failure(ledger: Ledger, run: str, future: Future[Any]) -> GeopatchError | None:
     """Why a drive task ended without a report, or None while it has not, for all that is known."""
     if future.status != "error":
@@ -86,8 +115,9 @@ def failure(ledger: Ledger, run: str, future: Future[Any]) -> GeopatchError | No
     if isinstance(error, KilledWorker):
         return _because(
             RunIncomplete(
-                "every worker that was to drive the job died of it; see what kills them (geopatch "
-                "doctor), and submit it again"
+                "the job is lost with the worker that drove it, and so were those that drove it "
+                "before; what is done is kept: see what ends workers (geopatch doctor), and submit "
+                "it again"
             ),
             error,
         )

@@ -8,7 +8,8 @@
        x                    target  <---- attach(target).wait() / .cancel() / .status()
 
 The driver of a submitted plan is itself a task of the cluster.  It gives its slot back while it
-waits; if its worker dies, Dask starts it elsewhere and it goes on from the records.  Whoever wants
+waits; if its worker is lost, Dask starts it elsewhere and it goes on from the records, as often as
+the policy's ``losses`` say.  Whoever wants
 to watch, wait or cancel needs the target's store, and no scheduler: any process, any machine.
 
 Until a worker is free, a job has not begun, which may take hours.  Who waits then goes on waiting,
@@ -29,7 +30,13 @@ from distributed import Client, Future, fire_and_forget, worker_client
 from distributed.protocol import pickle
 
 from geopatch_dask.errors import GeopatchError, RunIncomplete, TargetError
-from geopatch_dask.execute.beginning import check_begins, drive_key, failure, hopeless
+from geopatch_dask.execute.beginning import (
+    check_begins,
+    drive_key,
+    failure,
+    hopeless,
+    spare_driver,
+)
 from geopatch_dask.execute.head import not_loaded
 from geopatch_dask.execute.policy import Policy
 from geopatch_dask.execute.prepare import prepare
@@ -255,6 +262,7 @@ def submit(plan: PlanBase, client: Client, policy: Policy, overwrite: bool = Fal
         raise
     fire_and_forget(future)
     check_begins(job._ledger, run.id, future)
+    spare_driver(client, run.id, policy.losses)
     job._run, job._future = run.id, future
     return job
 
