@@ -75,6 +75,11 @@ TUTORIALS = [
     "gallery.md",
     "watching.md",
     "comparison.md",
+    "jobs.md",
+    "trust.md",
+    "cost.md",
+    "clusters.md",
+    *(f"deploy/{page.name}" for page in sorted(DOCS.glob("deploy/*.md"))),
 ]
 #: Why a block may be left out, and nothing else.
 REASONS = {
