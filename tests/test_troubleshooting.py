@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import geopatch_dask as gp
+from geopatch_dask.clusters.kubernetes import pods_of
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "troubleshooting.md"
@@ -134,6 +135,38 @@ def waited(folder: Path) -> None:
     gp.attach(folder / "t.zarr").wait()
 
 
+def without_gpus(folder: Path) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("CUDA_VISIBLE_DEVICES", "")
+        gp.cluster("local", gpus=2)
+
+
+def batch(kind: str, configured: dict[str, Any] | None = None, **words: Any) -> None:
+    """What would be asked of a batch system; nothing is."""
+    import dask
+
+    from geopatch_dask.clusters.jobqueue import job_options
+    from geopatch_dask.clusters.request import Request
+
+    pytest.importorskip("dask_jobqueue")
+    with dask.config.set(configured or {}):
+        job_options(kind, Request(), {"interface": "lo"} | words)
+
+
+def no_sbatch(folder: Path) -> None:
+    pytest.importorskip("dask_jobqueue")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("PATH", str(folder))
+        gp.cluster("slurm", interface="lo", walltime="1:00:00")
+
+
+def no_kubeconfig(folder: Path) -> None:
+    pytest.importorskip("dask_kubernetes")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("KUBECONFIG", str(folder / "none"))
+        gp.cluster("kubernetes", image="a")
+
+
 def big_operator() -> Callable[[Any], Any]:
     weights = np.ones(64 << 20, "uint8")
     return lambda patch: patch + weights[0]
@@ -189,6 +222,21 @@ PROVOKED: dict[str, Callable[[Path], Any]] = {
     "Nobody works on it": waited,
     "A share that is none": lambda folder: plan(target=folder / "t.zarr").run("sync", share="4/4"),
     "An option that a cluster does not know": lambda _: gp.cluster("local", waltime="1:00"),
+    "Fewer GPUs than asked for": without_gpus,
+    "A word for what is started": lambda _: gp.cluster("tcp://host:8786", memory="1 GiB"),
+    "Certificates for an open address": lambda _: gp.cluster("tcp://host:8786", tls="certs"),
+    "A walltime that is too short": lambda _: batch("slurm", walltime="00:10:00", margin="590 s"),
+    "A walltime without a unit": lambda _: batch("pbs", walltime=30),
+    "A network that this machine lacks": lambda _: batch("slurm", interface="ib7"),
+    "Memory of a job too small for its slots": lambda _: batch(
+        "slurm", configured={"jobqueue.slurm.memory": "256 MiB"}, processes=9
+    ),
+    "Slots and GPUs of a job": lambda _: batch("slurm", processes=3, gpus=2),
+    "Several slots without a nanny": lambda _: batch("slurm", processes=3, nanny=False),
+    "No command to submit with": no_sbatch,
+    "No image": lambda _: pods_of({}),
+    "TLS between pods": lambda _: gp.cluster("kubernetes", image="a", tls="certs"),
+    "The API server does not answer": no_kubeconfig,
     "A secret in plain text": lambda _: gp.Location("s3://bucket/out.zarr", SECRET),
     "A client that is not installed": without_obstore,
     "A plan that cannot be rebuilt": rebuilt,
@@ -209,12 +257,46 @@ def templates() -> list[str]:
     for file in (ROOT / "geopatch_dask").rglob("*.py"):
         tree = ast.parse(file.read_text("utf-8"))
         for node in ast.walk(tree):
-            if isinstance(node, ast.JoinedStr):
-                parts = (p.value if isinstance(p, ast.Constant) else "\0" for p in node.values)
-                found.append("".join(map(str, parts)))
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                found.append(node.value)
+            if text := text_of(node):
+                found.append(text)
     return found
+
+
+def text_of(node: ast.AST) -> str:
+    """A text, with a zero byte for what is formatted; empty if it is none."""
+    if isinstance(node, ast.JoinedStr):
+        parts = (p.value if isinstance(p, ast.Constant) else "\0" for p in node.values)
+        return "".join(map(str, parts))
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+
+
+#: Messages about one value, which say all that there is to say.
+PLAIN = re.compile(
+    r"must be|at least 1|must be positive|is no (kind|name|time|port)|has no option|not both|"
+    r"leaves workers no time: as in"
+)
+
+
+@cache
+def cluster_errors() -> dict[str, str]:
+    """Texts of errors that clusters raise, and the files."""
+    found = {}
+    for file in sorted((ROOT / "geopatch_dask" / "clusters").glob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "OptionError":
+                said = text_of(node.args[0]) if node.args else ""
+                found[said] = file.name
+    return found
+
+
+@pytest.mark.parametrize(
+    "said", [said for said in cluster_errors() if len(said) > 20 and not PLAIN.search(said)]
+)
+def test_the_page_has_what_clusters_refuse(said: str) -> None:
+    """Some of its fixed words, in an entry's message or in its text."""
+    page = " ".join(PAGE.read_text("utf-8").split()).replace("*", "")
+    fixed = [part.strip(" :(),;'") for part in said.split("\0")]
+    assert any(part[:40] in page for part in fixed if len(part) > 12), cluster_errors()[said]
 
 
 def test_entries_are_well_formed() -> None:
