@@ -15,10 +15,12 @@ from distributed.client import FutureCancelledError
 
 import geopatch_dask as gp
 from geopatch_dask.clusters.deaths import TOPIC
+from geopatch_dask.clusters.deferred import Deferred
 from geopatch_dask.execute import cluster_pass as module
 from geopatch_dask.execute import losses
 from geopatch_dask.execute.cluster_pass import ClusterPass, PlanLost
 from geopatch_dask.execute.first_pass import FirstPassFailed
+from geopatch_dask.execute.runners import workers_of
 
 PLAN = "plan-x"
 ADDRESS = "tcp://10.0.0.1:1000"
@@ -176,6 +178,26 @@ def test_what_was_lost_is_started_again_while_others_are_computed(
     cluster, made, _ = play(plan, monkeypatch, one_dies, nothing)
     made.run()
     assert cluster.keys == [ALL, [stat(2, 2)], ["context-x"]]
+
+
+class _Asked(Exception):
+    """For so many workers."""
+
+
+@pytest.mark.parametrize(("context", "workers"), [(None, 2), ({"mean": np.zeros(1)}, 1)])
+def test_a_cluster_for_one_run_has_workers_for_all_leaves(
+    plan: gp.Plan, monkeypatch: pytest.MonkeyPatch, context: Any, workers: int
+) -> None:
+    def started(self: Deferred, workers: int, *_: Any) -> Any:
+        raise _Asked(workers)
+
+    monkeypatch.setattr(Deferred, "started", started)
+    with (
+        pytest.raises(_Asked) as asked,
+        workers_of(plan, None, tasks=1, policy=gp.Policy(), context=context),
+    ):
+        pass
+    assert asked.value.args == (workers,)
 
 
 def short_of_memory() -> FirstPassFailed:

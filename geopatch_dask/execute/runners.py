@@ -19,6 +19,7 @@ from geopatch_dask.clusters.local import machine
 from geopatch_dask.errors import OptionError
 from geopatch_dask.execute.driver import ALL_AT_ONCE
 from geopatch_dask.execute.policy import Policy
+from geopatch_dask.execute.stage import leaf_runs
 from geopatch_dask.execute.versions import compare_versions
 from geopatch_dask.execute.workers import InThread, OnCluster, Threads, Workers
 from geopatch_dask.planning.core import PlanBase
@@ -152,6 +153,8 @@ def workers_of(
         yield OnCluster(plan, policy, scheduler, context, check=check)
     else:
         how = scheduler if isinstance(scheduler, Deferred) else Deferred()
+        if plan.context is not None and context is None:
+            tasks = max(tasks, len(leaf_runs(plan)))
         with local_client(plan, tasks, how, check) as client:
             if how.words.get("dashboard", how.kind in ("local", "kubernetes")) is not False:
                 _announce(client)
@@ -221,7 +224,8 @@ def local_client(
     plan : PlanBase
         For its slots, and the memory of one.
     tasks : int
-        Super-tiles to compute: there are no more workers than that.
+        Super-tiles to compute, or runs of leaves if they are more: there are no more workers than
+        that.
     how : Deferred, optional
     check : callable
         As for :func:`workers_of`.
