@@ -2,7 +2,8 @@
 
 It keeps what is posted, and answers as if the operator had acted: the cluster is Running, its
 scheduler's pod is ready, and its service leads to a scheduler that the test has started.  ``said``
-is every request; what is stuck (``pod``) or missing (``operator``, ``allowed``) can be set.
+is every request; what is stuck (``pod``) or missing (``operator``, ``allowed``, ``policies``) can
+be set.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class Kubernetes:
     http: int = 0
     operator: bool = True
     allowed: bool = True
+    policies: list[str] = field(default_factory=lambda: ["geopatch-scheduler"])
     pod: Spec = field(default_factory=lambda: _READY)
     objects: dict[str, Spec] = field(default_factory=dict)
     said: list[tuple[str, str, Any]] = field(default_factory=list)
@@ -75,6 +77,9 @@ class Kubernetes:
             if not self.allowed:
                 return 403, _status(403)
             return self._object(method, plural, name, body)
+        if plural == "networkpolicies":
+            items = [{"metadata": {"name": name}} for name in self.policies]
+            return 200, {"kind": "List", "apiVersion": "v1", "items": items}
         fields = parse_qs(urlsplit(url).query).get("fieldSelector", [""])[0]
         made = self._service() if plural == "services" else self._pod(fields)
         if name:

@@ -195,6 +195,19 @@ def test_a_scheduler_that_does_not_start_says_why(kubernetes: Kubernetes) -> Non
     assert "daskclusters/mine" not in kubernetes.objects  # nothing is left behind
 
 
+@pytest.mark.parametrize("policies", [[], ["geopatch-scheduler"]])
+def test_a_namespace_without_a_network_policy_is_told(
+    kubernetes: Kubernetes, policies: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Pods are all that a cluster from Python makes: the policy is in deploy/kubernetes/base."""
+    kubernetes.policies = policies
+    kubernetes.stick()
+    with pytest.raises(gp.OptionError, match="cannot be used"):
+        make_kubernetes(Request(workers=1), {"image": "a", "start_timeout": 0.5})
+    told = "kubectl apply -k deploy/kubernetes/base -n science first"
+    assert (told in caplog.text) == (not policies)
+
+
 def test_without_the_operator_it_is_said(kubernetes: Kubernetes) -> None:
     kubernetes.operator = False
     with pytest.raises(gp.OptionError, match=r"operator is not installed.*helm install"):

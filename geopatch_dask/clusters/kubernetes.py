@@ -18,6 +18,7 @@ starting ends after a while with the reason that the pods give.
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import uuid
 from collections.abc import Coroutine, Mapping
@@ -65,11 +66,14 @@ _INSTALL = (
     "helm install --repo https://helm.dask.org --create-namespace -n dask-operator "
     "--generate-name dask-kubernetes-operator"
 )
+_POLICY = "kubectl apply -k deploy/kubernetes/base"
 _NAME = re.compile(r"[a-z]([-a-z0-9]{0,48}[a-z0-9])?")
 #: What does not describe pods, and so may be said of a cluster that exists.
 _ANY_CLUSTER = ("namespace", "name", "start_timeout")
 #: What Dask's own configuration says where it was left alone.
 _UNSET_IMAGE = "ghcr.io/dask/dask:latest"
+
+_log = logging.getLogger(__name__)
 
 
 def make_kubernetes(request: Request, options: dict[str, Any]) -> Any:
@@ -96,8 +100,8 @@ def make_kubernetes(request: Request, options: dict[str, Any]) -> Any:
     if request.tls is not None:
         raise OptionError(
             "tls is not for kind 'kubernetes': the Dask operator connects its pods by tcp; keep "
-            "others out by the network policy in deploy/kubernetes/base, or run scheduler and "
-            "workers yourself and give their address, tls://host:8786"
+            f"others out by a network policy ({_POLICY}), or run scheduler and workers yourself "
+            "and give their address, tls://host:8786"
         )
     operator = optional(
         "dask_kubernetes.operator.kubecluster.kubecluster", "kubernetes", "kubernetes"
@@ -110,6 +114,7 @@ def make_kubernetes(request: Request, options: dict[str, Any]) -> Any:
         where |= {"name": options["name"], "shutdown_on_close": False}
     else:
         body = cluster_spec(request, pods_of(options), request.memory or MEMORY)
+        _asked(_warn_if_open(namespace))
         where |= {"custom_cluster_spec": body, "shutdown_on_close": True}
         where |= {"create_mode": operator.CreateMode.CREATE_ONLY}
     made = _bounded(operator.KubeCluster, limit)(**where)
@@ -258,6 +263,18 @@ async def _look(namespace: str | None, name: str | None) -> tuple[str, bool]:
     if name is None:
         return found, False
     return found, (await _request(found, f"daskclusters/{name}"))[0] == 200
+
+
+async def _warn_if_open(namespace: str) -> None:
+    """Say that nothing keeps others from the scheduler; only if that is sure."""
+    place = {"base": "/apis", "version": "networking.k8s.io/v1"}
+    status, found = await _request(namespace, "networkpolicies", **place)
+    if status == 200 and not found.get("items"):
+        _log.warning(
+            "there is no network policy in namespace %r: whoever reaches the scheduler's pod can "
+            "run anything in the workers; %s -n %s first, which has one for these pods",
+            *(namespace, _POLICY, namespace),
+        )
 
 
 async def _reason(namespace: str, name: str) -> str:
