@@ -103,6 +103,26 @@ def test_health_knows_what_it_looks_at(
     assert runpy.run_path(str(DOCKER / "health.py"))["role"](tmp_path) == role
 
 
+@pytest.mark.parametrize(
+    ("words", "asked"),
+    [
+        ("scheduler --host 10.0.0.5 --port 8786", ("127.0.0.1", 8787)),
+        ("scheduler --dashboard-address 127.0.0.1:8797", ("127.0.0.1", 8797)),
+        ("worker --name a --dashboard-address :8788", ("127.0.0.1", 8788)),
+        ("worker --dashboard-address=10.0.0.6:8788", ("10.0.0.6", 8788)),
+        ("worker --dashboard-address 0.0.0.0:8788 --nworkers 8", ("127.0.0.1", 8788)),
+        ("worker tcp://a:8786 --nworkers 8", ("127.0.0.1", 0)),  # any port that is free
+        ("worker --dashboard-address 127.0.0.1:0", ("127.0.0.1", 0)),
+    ],
+)
+def test_health_asks_where_the_command_says(
+    words: str, asked: tuple[str, int], tmp_path: Path
+) -> None:
+    process(tmp_path, 7, "python", "/opt/geopatch/bin/dask", *words.split())
+    health = runpy.run_path(str(DOCKER / "health.py"))
+    assert health["page"](*health["command"](tmp_path)) == asked
+
+
 class Page(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.send_response(200 if self.path == "/health" else 404)
@@ -241,5 +261,29 @@ def test_the_image_knows_whether_it_is_healthy(image: Image) -> None:
         "kill -STOP %1; python /opt/geopatch/bin/geopatch-health; echo stopped $?; kill -KILL %1"
     )
     done = image.run(["bash", "-mc", script])
+    assert "up 0" in done.stdout, done.stderr
+    assert "stopped 1" in done.stdout, done.stdout
+
+
+@pytest.mark.integration
+def test_the_image_knows_whether_its_worker_is_healthy(image: Image) -> None:
+    """As containers.md starts it, and with a port that nobody named."""
+    health = "python /opt/geopatch/bin/geopatch-health"
+    worker = "dask worker tcp://127.0.0.1:8786 --nworkers 2 --nthreads 1 --memory-limit 300MiB"
+    scheduler = (
+        "import time; from distributed import LocalCluster; "
+        "c = LocalCluster(n_workers=0, scheduler_port=8786, dashboard_address=':0'); "
+        "time.sleep(250)"
+    )
+    script = (
+        f'python -c "{scheduler}" & sleep 5; '
+        f"setsid {worker} >/tmp/one 2>&1 & one=$!; sleep 10; {health}; echo unnamed $?; "
+        "kill -- -$one; wait $one; "
+        f"setsid {worker} --dashboard-address 127.0.0.1:8788 >/tmp/two 2>&1 & two=$!; "
+        f"for i in $(seq 60); do {health} && break; sleep 1; done; {health}; echo up $?; "
+        f"kill -STOP -- -$two; {health}; echo stopped $?; kill -KILL -- -$two; kill -KILL %1"
+    )
+    done = image.run(["bash", "-c", script])
+    assert "unnamed 0" in done.stdout, done.stderr
     assert "up 0" in done.stdout, done.stderr
     assert "stopped 1" in done.stdout, done.stdout

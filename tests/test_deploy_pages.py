@@ -43,6 +43,7 @@ from dockerfile_steps import parse as parse_dockerfile
 from fake_kubernetes import Kubernetes, api_server
 from sample_s3 import process
 
+from geopatch_dask.cli.clusters import kind_of
 from geopatch_dask.cli.job import load_job
 from geopatch_dask.cli.parser import build_parser
 from geopatch_dask.clusters.kubernetes import OPTIONS
@@ -137,9 +138,12 @@ def follow(page: Path, place: Place) -> None:
         elif block.kind == "python":
             run_python(block, place)
         elif block.kind == "toml":
-            path = place.folder / "shown.toml"
-            path.write_text(block.code, "utf-8")
-            load_job(path)
+            # Beside the page's job: the end of it, as the page says.
+            path = place.folder / "mine" / "shown.toml"
+            job = (place.folder / "mine" / "job.toml").read_text("utf-8")
+            path.write_text(f"{job}\n{block.code}\n", "utf-8")
+            kind_of(load_job(path))
+            judge_geopatch(["geopatch", "plan", str(path)], place)
         else:
             raise AssertionError(f"{block.where}: nobody checks a block of kind {block.kind!r}")
 
@@ -153,6 +157,8 @@ def shape_is_right(path: Path) -> bool:
         return bool(compile(text, str(path), "exec"))
     if path.suffix == ".yaml":
         return yaml.safe_load(text)["kind"] in ("Kustomization", "Component")
+    if path.suffix == ".env":
+        return all(re.fullmatch(r"[A-Z_]+=\S+", line) for line in text.splitlines())
     return path.name == "Dockerfile" and parse_dockerfile(path)[0].name == "FROM"
 
 
@@ -312,11 +318,18 @@ def judge_docker(words: list[str], place: Place) -> None:
     else:
         assert words[1] == "run"
         inner = words[image + 1 :]
+        options = dict(pairwise(words[:image]))
+        if "$PWD/mine:/job" in words:
+            job = (place.folder / "mine/job.toml").read_text("utf-8")
+            keys = place.folder / options.get("--env-file", "none")
+            assert "s3://" not in job or keys.is_file(), "without the keys of its bucket"
         if inner[0] == "geopatch" and inner[1] != "--version":
             build_parser().parse_args(inner[1:])
         elif inner[0] == "dask":
             if inner[1] == "worker":
                 assert {"$PWD/mine:/job", "PYTHONPATH=/job"} <= set(words), "without the operator"
+                pages = dict(pairwise(inner)).get("--dashboard-address", "")
+                assert pages.startswith("127.0.0.1:"), "its pages are on every network"
             usage = place.do([sys.executable, "-m", "dask", inner[1], "--help"])
             for flag in (word for word in inner if word.startswith("--")):
                 assert re.search(rf"{flag}\b", usage), f"dask {inner[1]} has no {flag}"
@@ -340,10 +353,16 @@ def judge_helm(words: list[str], place: Place) -> None:
 
 
 def run_python(block: Any, place: Place) -> None:
-    """A block of Python, where a scheduler stands behind the API server that pretends."""
+    """A block of Python; one that asks for a cluster has the API server that pretends, and a
+    scheduler behind it.
+    """
     if place.light:
         compile(block.code, block.where, "exec")
         return
+    if "gp.cluster" not in block.code:
+        place.told.append(place.do([sys.executable, "-c", block.code]))
+        return
+    assert "networkpolicy/geopatch-scheduler" in place.made, "nothing keeps others out"
     with scheduler(place):
         done = place.do([sys.executable, "-c", block.code])
     [body] = place.kubernetes.posted("daskclusters")
