@@ -106,7 +106,10 @@ class RecordError(GeopatchError, ValueError):
 
 
 class SuperTileFailed(GeopatchError, RuntimeError):
-    """A super-tile could not be computed."""
+    """A super-tile could not be computed; the cause of a :class:`RunIncomplete`.
+
+    Where its operator, field or store failed is a note of it, the traceback of the worker.
+    """
 
 
 class RunIncomplete(GeopatchError, RuntimeError):

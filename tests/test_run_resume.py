@@ -169,6 +169,10 @@ def test_one_bad_super_tile_does_not_sink_the_run(tmp_path: Path, bad: FailsAt) 
     error = caught.value
     assert set(error.failed) == near
     assert "the others are done: mend the cause and run the same command again" in str(error)
+    first = error.__cause__  # what Python shows of it names the line of the operator
+    assert isinstance(first, gp.SuperTileFailed)
+    assert str(first).split(": ", 1)[0] in near
+    assert "sample_operators" in first.__notes__[0]
     assert isinstance(error.report, gp.Report)
     assert not error.report.complete
     assert error.report.summary.states == {

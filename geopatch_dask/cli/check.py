@@ -21,7 +21,7 @@ from geopatch_dask.clusters.address import connect, is_address
 from geopatch_dask.clusters.tls import CA, CERTIFICATE, KEY, make_certificates
 from geopatch_dask.errors import OptionError
 from geopatch_dask.execute.doctor import doctor as diagnose
-from geopatch_dask.execute.verify import Progress
+from geopatch_dask.execute.verify import Compared
 from geopatch_dask.execute.verify import verify as compare
 
 __all__ = ["doctor", "verify"]
@@ -127,7 +127,7 @@ def _records(text: str | None) -> int | str | None:
 
 
 @contextmanager
-def _progress(quiet: bool) -> Iterator[Progress | None]:
+def _progress(quiet: bool) -> Iterator[Compared | None]:
     """A bar on a terminal, one line of it per thing that is compared; else nothing."""
     stream: Any = sys.stderr
     if quiet or not stream.isatty() or os.environ.get("TERM", "dumb") == "dumb":

@@ -116,7 +116,7 @@ def verdict(report: Report, allowed: bool, share: bool = False) -> int:
         return OK
     for problem in report.problems:
         note(problem, "problem")
-    return judged(
+    return exit_code(
         report.complete,
         report.supertiles,
         len(report.failures),
@@ -146,7 +146,7 @@ def status(args: argparse.Namespace) -> int:
         _drawn(args.draw, found.draw)
     if args.html:
         note(f"the report is in {found.to_html(args.html)}")
-    return judged(
+    return exit_code(
         found.complete,
         found.layout.count,
         len(found.failed),
@@ -271,7 +271,7 @@ def _kept(made: gp.Plan) -> str:
     return f"{done} of {made.n_supertiles} super-tiles are done and kept"
 
 
-def judged(
+def exit_code(
     complete: bool,
     supertiles: int,
     failed: int,

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import geopatch_dask as gp
-from geopatch_dask.cli.commands import judged, make_plan, run_plan
+from geopatch_dask.cli.commands import exit_code, make_plan, run_plan
 from geopatch_dask.cli.console import INCOMPLETE, OK, note, out
 from geopatch_dask.cli.job import Job, load_job
 from geopatch_dask.demo import job_text
@@ -38,7 +38,9 @@ def demo(args: argparse.Namespace) -> int:
         out(report)
         out()
         if not report.complete:
-            return judged(False, report.supertiles, len(report.failures), 0, False, _first(report))
+            return exit_code(
+                False, report.supertiles, len(report.failures), 0, False, _first(report)
+            )
         reference = _reference(job, folder, args.overwrite)
     found = _picture(folder, plan, reference)
     _closing(folder, plan, report, found, time.monotonic() - began)

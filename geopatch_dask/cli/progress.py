@@ -27,7 +27,7 @@ from geopatch_dask.planning.units import bytes_text, seconds_text
 from geopatch_dask.report.outcome import Outcome
 from geopatch_dask.store.jobs import RunState
 
-__all__ = ["Bar", "Counts", "Following", "Lines", "Progress", "progress_for"]
+__all__ = ["Bar", "Counts", "Following", "Lines", "Silent", "progress_for"]
 
 
 @dataclass
@@ -126,7 +126,7 @@ class Counts:
         return f"{text}, ETA {seconds_text(self.eta)}"
 
 
-class Progress:
+class Silent:
     """Counts, and shows nothing; a context manager, and the ``progress=`` of a run."""
 
     def __init__(self, total: int, partial: bool = False) -> None:
@@ -148,7 +148,7 @@ class Progress:
         self.counts.add(outcome, total)
 
 
-class Lines(Progress):
+class Lines(Silent):
     """A line about every ``every`` seconds, however long a super-tile takes, and a last one."""
 
     def __init__(self, total: int, partial: bool = False, every: float = 10.0) -> None:
@@ -177,7 +177,7 @@ class Lines(Progress):
             note(self.counts.line())
 
 
-class Bar(Progress):
+class Bar(Silent):
     """A bar on a terminal; it stays when the run is over."""
 
     def __init__(self, total: int, partial: bool = False) -> None:
@@ -228,7 +228,7 @@ class _Numbers(ProgressColumn):
 
 def progress_for(
     total: int, quiet: bool = False, every: float = 10.0, partial: bool = False
-) -> Progress:
+) -> Silent:
     """The progress that suits where stderr goes.
 
     Parameters
@@ -243,7 +243,7 @@ def progress_for(
         See :class:`Counts`.
     """
     if quiet:
-        return Progress(total, partial)
+        return Silent(total, partial)
     stream: Any = sys.stderr
     if stream.isatty() and os.environ.get("TERM", "dumb") != "dumb":
         return Bar(total, partial)
@@ -263,7 +263,7 @@ class Following:
 
     def __init__(self, quiet: bool = False, every: float = 10.0) -> None:
         self.quiet, self.every = quiet, every
-        self._shown: Progress | None = None
+        self._shown: Silent | None = None
         self._said = 0.0
 
     def __enter__(self) -> Self:
@@ -287,7 +287,7 @@ class Following:
         total = whole if "" in shares else before + sum(shares.values())
         if self._shown is None:
             found = progress_for(total, self.quiet)
-            self._shown = found if isinstance(found, Bar) else Progress(total)
+            self._shown = found if isinstance(found, Bar) else Silent(total)
             if isinstance(found, Bar):
                 found.__enter__()
         counts = self._shown.counts

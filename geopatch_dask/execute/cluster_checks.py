@@ -10,7 +10,7 @@ from distributed import Client
 
 from geopatch_dask.errors import GeopatchError
 from geopatch_dask.execute.diagnosis import Finding
-from geopatch_dask.execute.versions import THREADS, Survey, differences, survey
+from geopatch_dask.execute.versions import THREADS, Answers, ask, differences
 from geopatch_dask.planning.memory import MemoryModel
 from geopatch_dask.planning.units import bytes_text
 from geopatch_dask.store.location import Location
@@ -22,7 +22,7 @@ __all__ = ["check_access", "check_cluster", "check_here"]
 Worker = Mapping[str, Any]
 
 
-def check_here(found: Survey) -> list[Finding]:
+def check_here(found: Answers) -> list[Finding]:
     """This process: what is installed, and its threads."""
     told = ", ".join(f"{name} {value}" for name, value in found.client["versions"].items())
     lacking = [name for name, value in found.client["versions"].items() if value == "none"]
@@ -32,7 +32,7 @@ def check_here(found: Survey) -> list[Finding]:
     return findings
 
 
-def check_cluster(client: Client, need: int | None = None) -> tuple[Survey, list[Finding]]:
+def check_cluster(client: Client, need: int | None = None) -> tuple[Answers, list[Finding]]:
     """Ask scheduler and workers about themselves; what they said, and what is wrong with it.
 
     Parameters
@@ -41,7 +41,7 @@ def check_cluster(client: Client, need: int | None = None) -> tuple[Survey, list
     need : int, bytes
         Of one super-tile, where there is a plan.
     """
-    found = survey(client)
+    found = ask(client)
     hard, soft = differences(found)
     findings = [
         Finding("error", line, "install the same versions everywhere, or workers fail or differ")

@@ -21,7 +21,7 @@ from geopatch_dask.execute.cluster_checks import check_access, check_cluster, ch
 from geopatch_dask.execute.diagnosis import Diagnosis, Finding, Level
 from geopatch_dask.execute.runners import AnyScheduler, opened
 from geopatch_dask.execute.target_checks import TargetChecks
-from geopatch_dask.execute.versions import Survey, about
+from geopatch_dask.execute.versions import Answers, about
 from geopatch_dask.planning.core import PlanBase
 from geopatch_dask.planning.memory import MemoryPlan
 from geopatch_dask.store.location import Location
@@ -52,7 +52,8 @@ def doctor(
     repair : bool
         Remove records that cannot be trusted, marks of dead runs, temporary files of killed
         writers, rows that no record speaks of, records of other plans or of a target that is gone,
-        what killed trials left; consolidate the metadata of a complete target.  Only what no run will look at again, and nothing while a run is at work.
+        what killed trials left; consolidate the metadata of a complete target.  Only what no run
+        will look at again, and nothing while a run is at work.
 
     Returns
     -------
@@ -78,7 +79,7 @@ def doctor(
     with opened(client) as asked:
         if asked is not None and not isinstance(asked, Client):
             raise OptionError(f"{asked!r} is no cluster that could be asked: pass a Client")
-        answers = Survey(about(), {}, {})
+        answers = Answers(about(), {}, {})
         if asked is not None:
             answers, found = check_cluster(asked, need)
             findings += found

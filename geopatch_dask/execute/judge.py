@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 
-from geopatch_dask.errors import OptionError, RunIncomplete
+from geopatch_dask.errors import OptionError, RunIncomplete, SuperTileFailed
 from geopatch_dask.report.report import Report
 
 __all__ = ["UncoveredWarning", "check_on_failure", "judge"]
@@ -39,7 +39,8 @@ def judge(report: Report, on_failure: str = "raise", is_share: bool = False) -> 
     Raises
     ------
     RunIncomplete
-        Where the first pass failed, with the error that was its cause chained.
+        With the first of the super-tiles that failed as its cause, a SuperTileFailed; where the
+        first pass failed, with the error that was its cause.
     """
     if report.complete:
         _warn(report)
@@ -73,7 +74,16 @@ def judge(report: Report, on_failure: str = "raise", is_share: bool = False) -> 
         "are done: mend the cause and run the same command again",
         failed,
         report,
-    )
+    ) from _first(report)
+
+
+def _first(report: Report) -> SuperTileFailed:
+    """The first failure, with where it was as a note."""
+    first = report.failures[0]
+    cause = SuperTileFailed(f"{first.id}: {first.error}")
+    if first.traceback:
+        cause.add_note(first.traceback)
+    return cause
 
 
 def _warn(report: Report) -> None:

@@ -49,7 +49,7 @@ READERS = 4
 TOLD, LOCATED = 100, 10
 
 #: Called as things are compared: how many so far, of how many, and what they are.
-Progress = Callable[[int, int, str], None]
+Compared = Callable[[int, int, str], None]
 
 
 def verify(
@@ -65,7 +65,7 @@ def verify(
     context: str = "recorded",
     repair: bool = False,
     on_mismatch: str = "raise",
-    progress: Progress | None = None,
+    progress: Compared | None = None,
 ) -> Verification:
     """Compare a target with its records, and random windows with what the plan computes.
 
@@ -150,7 +150,7 @@ class _Finding:
 class _Check:
     """One verification."""
 
-    def __init__(self, plan: PlanBase, rng: np.random.Generator, progress: Progress | None) -> None:
+    def __init__(self, plan: PlanBase, rng: np.random.Generator, progress: Compared | None) -> None:
         self.plan, self.rng, self.progress = plan, rng, progress
         self.ledger = Ledger(plan.target, plan.fingerprint)
         ids = [tile.id for tile in plan.layout]  # where listing is forbidden

@@ -30,12 +30,12 @@ from geopatch_dask.errors import OptionError
 
 __all__ = [
     "THREADS",
-    "Survey",
+    "Answers",
     "about",
+    "ask",
     "compare_versions",
     "differences",
     "recorded_versions",
-    "survey",
     "versions",
 ]
 
@@ -114,7 +114,7 @@ def _cores() -> int:
 
 
 @dataclass(frozen=True)
-class Survey:
+class Answers:
     """What the processes of a cluster say about themselves.
 
     Parameters
@@ -134,13 +134,13 @@ class Survey:
         return {k: v for k, v in self.workers.items() if isinstance(v, Mapping)}
 
 
-def survey(client: Client) -> Survey:
+def ask(client: Client) -> Answers:
     """Ask the scheduler and every worker, at once; with no workers there is nobody to ask."""
     try:
         scheduler: Mapping[str, Any] | Exception = client.run_on_scheduler(about)
     except Exception as error:  # whatever an import may raise there
         scheduler = error
-    return Survey(about(), scheduler, client.run(about_worker, on_error="return"))
+    return Answers(about(), scheduler, client.run(about_worker, on_error="return"))
 
 
 def compare_versions(client: Client) -> list[str]:
@@ -161,7 +161,7 @@ def compare_versions(client: Client) -> list[str]:
         When geopatch_dask, dask, distributed or the minor version of Python differ, or are missing
         somewhere.
     """
-    found = survey(client)
+    found = ask(client)
     # Who dies in this very moment has no versions; losing workers is the driver's business.
     there = {k: v for k, v in found.workers.items() if not isinstance(v, OSError)}
     hard, soft = differences(replace(found, workers=there))
@@ -174,7 +174,7 @@ def compare_versions(client: Client) -> list[str]:
     return soft
 
 
-def differences(found: Survey) -> tuple[list[str], list[str]]:
+def differences(found: Answers) -> tuple[list[str], list[str]]:
     """Lines about what must agree and does not, and about the rest."""
     hard = _silent(found)
     soft: list[str] = []
@@ -197,7 +197,7 @@ def differences(found: Survey) -> tuple[list[str], list[str]]:
     return hard, soft + _threads(answers)
 
 
-def _silent(found: Survey) -> list[str]:
+def _silent(found: Answers) -> list[str]:
     """Processes that could not even say what they are: the package is missing, or another one."""
     lines = []
     if isinstance(found.scheduler, Exception):

@@ -37,10 +37,14 @@ def hollow_text(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Failure:
-    """A super-tile that was given up: its id, and ``Type: message`` of the error."""
+    """A super-tile that was given up: its id, and ``Type: message`` of the error.
+
+    In the process that drove the run, the first of a report has its traceback, too.
+    """
 
     id: str
     error: str
+    traceback: str = field(default="", repr=False, compare=False)
 
 
 @dataclass
@@ -126,7 +130,8 @@ class Report:
         """Count one super-tile."""
         self.summary = self.summary + Summary.of(outcome)
         if outcome.state == "failed":
-            self.failures.append(Failure(outcome.id, outcome.why))
+            where = (outcome.error or {}).get("traceback", "") if not self.failures else ""
+            self.failures.append(Failure(outcome.id, outcome.why, where))
             return
         for name in self.totals:
             self.totals[name] += outcome.numbers[name]
