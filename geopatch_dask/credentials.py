@@ -24,7 +24,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, quote, quote_plus
 
 from geopatch_dask.errors import OptionError
 
@@ -40,6 +40,7 @@ __all__ = [
     "resolved",
     "scrub",
     "signs",
+    "tells",
 ]
 
 #: Where a message sends people who put a credential somewhere else.
@@ -49,8 +50,9 @@ ENVIRONMENT = "the environment of the workers (AWS_ACCESS_KEY_ID, GDAL_HTTP_USER
 ENV = "env:"
 
 _WORDS = frozenset(
-    {"auth", "authorization", "cookie", "credential", "credentials", "key", "passphrase"}
-    | {"password", "passwd", "pwd", "sas", "sig", "signature", "secret", "token"}
+    {"auth", "authorization", "bearer", "cookie", "credential", "credentials", "key"}
+    | {"passcode", "passphrase", "password", "passwd", "pwd", "sas", "sig", "signature", "secret"}
+    | {"token"}
 )
 _PARTS = (
     *("accesskey", "accountkey", "apikey", "connectionstring", "credential", "passw", "privatekey"),
@@ -66,6 +68,10 @@ _VARIABLES = (
 )
 #: Shorter values are too likely to be a word of the message.
 _TELLING = 6
+#: Links of a chain of errors that are looked at.
+_LINKS = 16
+#: To these servers nobody logs in by a name alone: what stands before the @ is a token.
+_WEB = ("http", "https")
 
 _USERINFO = re.compile(r"(?P<scheme>[A-Za-z][\w+.-]*://)[^/@\s]+@")
 _QUERY = re.compile(r"(?P<url>[A-Za-z][\w+.-]*://[^\s?'\"]*)\?[^\s'\")>]+")
@@ -99,6 +105,8 @@ def looks_secret(name: str) -> bool:
     if words[-1] in ("file", "filename", "path"):
         return False
     squashed = "".join(words)
+    if words[-1] == "pass":  # pass_through is another word
+        return True
     return not _WORDS.isdisjoint(words) or any(part in squashed for part in _PARTS)
 
 
@@ -157,7 +165,8 @@ def scrub(text: str, options: Mapping[str, Any] | None = None) -> str:
     """``text`` without credentials, for messages.
 
     What goes: user names and queries of URLs, the values that ``options`` name, and those of the
-    variables that clients read by themselves.
+    variables that clients read by themselves; also where a secret is percent-encoded, as in a URL.
+    Text is to be scrubbed before it is cut, or the first half of a secret is left.
 
     Examples
     --------
@@ -167,13 +176,35 @@ def scrub(text: str, options: Mapping[str, Any] | None = None) -> str:
     for path, value in _leaves(options or {}):
         if isinstance(value, str) and value.startswith(ENV) and any(map(looks_secret, path)):
             secret = os.environ.get(value.removeprefix(ENV), "")
-            if secret:
-                text = text.replace(secret, "***")
+            text = _without(text, secret)
     for name in _VARIABLES:
         secret = os.environ.get(name, "")
         if len(secret) >= _TELLING:
-            text = text.replace(secret, "***")
+            text = _without(text, secret)
     return _QUERY.sub(r"\g<url>?***", _USERINFO.sub(r"\g<scheme>***@", text))
+
+
+def _without(text: str, secret: str) -> str:
+    """``text`` without a secret, as it is and as URLs spell it; the longest spelling first."""
+    spelled = {secret, quote(secret), quote(secret, safe=""), quote_plus(secret)}
+    spelled |= {re.sub("%..", lambda code: code[0].lower(), word) for word in spelled}
+    for word in sorted(spelled, key=len, reverse=True):
+        if word:
+            text = text.replace(word, "***")
+    return text
+
+
+def tells(error: BaseException, options: Mapping[str, Any] | None = None) -> bool:
+    """Whether an error, or one that it came from, says a secret: then it must not be chained.
+
+    What goes by :func:`scrub`, of all texts that a traceback would print.
+    """
+    seen: list[str] = []
+    link: BaseException | None = error
+    while link is not None and len(seen) < _LINKS:
+        seen += [str(link), *getattr(link, "__notes__", ())]
+        link = link.__cause__ or link.__context__
+    return any(scrub(text, options) != text for text in seen)
 
 
 def redact(text: str) -> str:
@@ -235,7 +266,7 @@ def refuse_in_url(url: str) -> None:
     authority, _, query = rest.partition("?")
     user, at, _ = authority.partition("/")[0].rpartition("@")
     named = [pair.partition("=")[0] for pair in query.split("&")]
-    if (at and ":" in user) or any(map(looks_secret, named)):
+    if (at and (":" in user or scheme in _WEB)) or any(map(looks_secret, named)):
         raise OptionError(
             f"the {scheme}:// URL carries a credential, and a location is written into graphs and "
             "plan.json: take it out of the URL, set it in the environment and pass "

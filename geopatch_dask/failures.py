@@ -29,7 +29,7 @@ from collections.abc import Iterator
 
 from geopatch_dask.errors import AlignmentError, OptionError, PlanMismatch, StorageError
 
-__all__ = ["KINDS", "failure_kind", "is_transient", "judged"]
+__all__ = ["KINDS", "failure_kind", "is_for_memory", "is_transient", "judged"]
 
 #: Every kind there is.
 KINDS = ("absent", "forbidden", "unreachable", "busy", "full", "mistake", "failed")
@@ -152,6 +152,19 @@ def is_transient(error: BaseException) -> bool:
     [True, False, False]
     """
     return judged(error)[1]
+
+
+def is_for_memory(error: BaseException) -> bool:
+    """Whether a failure is for want of memory, or came from one that was.
+
+    Examples
+    --------
+    >>> is_for_memory(MemoryError()), is_for_memory(ValueError())
+    (True, False)
+    """
+    if isinstance(error, BaseExceptionGroup):
+        return any(map(is_for_memory, error.exceptions))
+    return any(isinstance(link, MemoryError) for link in _links(error))
 
 
 def judged(error: BaseException) -> tuple[str, bool]:

@@ -12,25 +12,44 @@ Requests are repeated whole.  That is safe where doing it twice is the same as d
 lists, deletes, and writes that replace an object by the same bytes.  It also settles the one case
 that nobody can see from here, an answer that was lost after the request had been carried out.
 
-Every repetition is counted, per process; a task takes the count for its record.
+Every repetition is counted: for the process, and for whoever began to count before it
+(:func:`counting`), an attempt at a super-tile, say.  Whose it is travels with the context, which
+asyncio and zarr hand to the event loop's thread, so that attempts in many threads of one process
+do not take each other's::
+
+    thread 1   with counting() as mine:   zarr.set ---> event loop: call_async ---> mine + 1
+    thread 2   with counting() as mine:   call ------------------------------------> mine + 1
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import os
 import random
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
 from geopatch_dask.failures import is_transient
 
-__all__ = ["POLICY", "Retries", "call", "call_async", "take_retries"]
+__all__ = [
+    "POLICY",
+    "Retries",
+    "Tally",
+    "call",
+    "call_async",
+    "carried",
+    "counting",
+    "repetitions",
+    "take_retries",
+]
 
 T = TypeVar("T")
+A = TypeVar("A")
 
 
 @dataclass(frozen=True)
@@ -104,6 +123,58 @@ def take_retries() -> int:
     return _COUNT.take()
 
 
+class Tally:
+    """A count of repetitions.
+
+    Attributes
+    ----------
+    value : int
+    """
+
+    def __init__(self) -> None:
+        self.value = 0
+        self._lock = threading.Lock()
+
+    def add(self) -> None:
+        """One more."""
+        with self._lock:
+            self.value += 1
+
+
+@contextmanager
+def counting() -> Iterator[Tally]:
+    """Count, in a block, the repetitions of this thread and of what an event loop does for it.
+
+    Of two blocks, one inside the other, the inner one counts.
+    """
+    tally = Tally()
+    token = _TALLY.set(tally)
+    try:
+        yield tally
+    finally:
+        _TALLY.reset(token)
+
+
+def repetitions() -> int:
+    """Those that the innermost block of :func:`counting` has counted so far; 0 outside of any."""
+    tally = _TALLY.get()
+    return 0 if tally is None else tally.value
+
+
+def carried(function: Callable[[A], T]) -> Callable[[A], T]:
+    """A function for another thread, whose repetitions are counted where this one's are."""
+    tally = _TALLY.get()
+
+    def call_there(item: A) -> T:
+        token = _TALLY.set(tally)
+        try:
+            return function(item)
+        finally:
+            _TALLY.reset(token)
+
+    return call_there
+
+
 class _Effort:
     """The attempts at one request."""
 
@@ -121,6 +192,8 @@ class _Effort:
             pause = self.policy.pause(self.failures)
             if spent + pause <= self.policy.total:
                 _COUNT.add()
+                if (tally := _TALLY.get()) is not None:
+                    tally.add()
                 return pause
         if again:
             error.add_note(f"given up after {self.failures} attempts in {spent:.1f} s")
@@ -151,4 +224,5 @@ class _Count:
 
 
 _COUNT = _Count()
+_TALLY: contextvars.ContextVar[Tally | None] = contextvars.ContextVar("tally", default=None)
 _random = random.SystemRandom()

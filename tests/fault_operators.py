@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ class Misbehaves:
     """Doubles; on the patch with ``value``, does what the flag file says.
 
     ``raise``, ``nan``, ``kill`` (the process, with SIGKILL), ``hang``, ``eat`` (memory),
-    ``network`` (a failure that passes).  ``once-...``: only the first time, over all processes.
+    ``network`` (a failure that passes), ``exit`` (``sys.exit``), ``wrapped`` (a MemoryError inside
+    another error).  ``once-...``: only the first time, over all processes.
     """
 
     def __init__(self, value: float, flag: str | os.PathLike[str], log: str = "") -> None:
@@ -49,6 +51,13 @@ class Misbehaves:
             raise RuntimeError(f"cannot digest {self.value:g}")
         if what == "network":
             raise ConnectionResetError("the model server hung up")
+        if what == "exit":
+            sys.exit("enough")
+        if what == "wrapped":
+            try:
+                raise MemoryError("no room")
+            except MemoryError as error:
+                raise RuntimeError("the model failed") from error
         if what == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if what == "hang":

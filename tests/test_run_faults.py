@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from fault_operators import Misbehaves
 from sample_operators import notes
 
 import geopatch_dask as gp
+from geopatch_dask import retries
 from geopatch_dask.execute import policy as policies
 from geopatch_dask.execute.runners import local_client
+from geopatch_dask.store.backends import LocalBackend
 from geopatch_dask.store.location import Location
 from geopatch_dask.store.records import Ledger
 from geopatch_dask.testing import assert_same_bytes, merged, read_back
@@ -137,6 +140,101 @@ def test_a_failure_that_passes_is_repeated(workers: Client, tmp_path: Path, sche
     records = Ledger(plan.target, plan.fingerprint).done()
     assert {r.id for r in records.values() if r.attempts == 2} == {NAME}
     assert_same_bytes(read_back(tmp_path / "out.zarr"), expected())
+
+
+@pytest.mark.parametrize("scheduler", ["sync", "threads"])
+def test_an_operator_that_ends_the_process_has_failed(tmp_path: Path, scheduler: str) -> None:
+    told(tmp_path, "exit")
+    plan = planned(tmp_path)
+    check_the_others(tmp_path, run(plan, scheduler), "RuntimeError: the operator called sys.exit")
+    other = planned(tmp_path, tmp_path / "other.zarr")
+    with pytest.warns(gp.UncoveredWarning, match="failed and were left out"):
+        left_out = run(other, scheduler, policy=gp.Policy(on_error="fill"))
+    assert left_out.failed_patches == 4
+    check_retry(tmp_path, plan)
+
+
+def test_a_field_or_a_store_that_ends_the_process_has_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = planned(tmp_path)
+    monkeypatch.setattr(gp.ArrayField, "read", lambda *_: sys.exit(1))
+    report = run(plan, "sync")
+    assert report.summary.states == {"failed": 9}
+    assert report.failures[0].error == "SystemExit: 1"
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gp.ArrayField, "read", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(plan, "sync")
+
+
+def test_want_of_memory_inside_another_error_is_tried_alone(tmp_path: Path) -> None:
+    told(tmp_path, "wrapped")
+    plan = planned(tmp_path)
+    check_the_others(tmp_path, run(plan, "sync"), "RuntimeError: the model failed")
+    assert Ledger(plan.target, plan.fingerprint).failed()[NAME].attempts == 2
+
+
+@pytest.mark.parametrize("scheduler", ["sync", "threads"])
+def test_a_torn_record_under_a_super_tile_that_fails(tmp_path: Path, scheduler: str) -> None:
+    plan = planned(tmp_path)
+    plan.run("sync")
+    folder = Path(Ledger(plan.target, plan.fingerprint).folder.url)
+    for path in (folder / "tiles").iterdir():
+        path.write_bytes(path.read_bytes()[:40]) if path.stem == NAME else path.unlink()
+    told(tmp_path, "raise")
+    check_the_others(tmp_path, run(plan, scheduler), "cannot digest")
+    assert not (folder / "tiles" / f"{NAME}.json").exists()
+    check_retry(tmp_path, plan)
+
+
+def test_what_goes_wrong_while_cells_are_made_fill_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from geopatch_dask.execute import tile as tiles
+
+    def fails(*_: Any) -> None:
+        raise MemoryError
+
+    told(tmp_path, "raise")
+    monkeypatch.setattr(tiles, "_erase", fails)
+    report = run(planned(tmp_path), "sync")
+    assert report.summary.states == {"done": 8, "failed": 1}
+    assert "; and that could not be recorded: MemoryError" in report.failures[0].error
+
+
+@pytest.mark.parametrize("scheduler", ["sync", "threads"])
+def test_requests_that_failed_attempts_repeated_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheduler: str
+) -> None:
+    """Also those of giving up, and of writing the record."""
+    plan = planned(tmp_path)
+    monkeypatch.setattr(retries.Retries, "pause", lambda *_: 0.0)
+    retries.take_retries()
+    told(tmp_path, "network")
+    real, write = Misbehaves._misbehave, LocalBackend.write
+    broken: set[str] = set()
+
+    def asks_again(self: Misbehaves, what: str, x: Any) -> Any:
+        return retries.call(lambda: real(self, what, x))
+
+    def stumbles(self: LocalBackend, name: str, data: bytes) -> None:
+        if name.startswith(("tiles", "failed")) and name not in broken:
+            broken.add(name)
+            raise ConnectionResetError(name)
+        write(self, name, data)
+
+    monkeypatch.setattr(Misbehaves, "_misbehave", asks_again)
+    monkeypatch.setattr(LocalBackend, "write", stumbles)
+    report = run(plan, scheduler, policy=gp.Policy(attempts=3))
+    repeated = retries.take_retries()
+    assert repeated == 3 * (retries.POLICY.attempts - 1) + 9
+    assert report.summary.numbers["retries"] == repeated
+    failed = Ledger(plan.target, plan.fingerprint).failed()[NAME]
+    assert failed.retries == 3 * (retries.POLICY.attempts - 1)
 
 
 def test_a_failure_that_does_not_pass_is_given_up_in_the_end(tmp_path: Path) -> None:
@@ -320,20 +418,20 @@ def test_giving_up_never_leaves_a_record_without_data(
     if moment == "before data":
         compute = tiles._compute
         monkeypatch.setattr(tiles, "_compute", lambda *a: (other(), compute(*a))[1])
-    put, given_up = Ledger.put, Ledger.is_given_up
+    put, settle = Ledger.put, tiles.settle
 
     def put_with(self: Ledger, record: Any) -> None:
         if moment == "before record":
             other()
         put(self, record)
 
-    def asked(self: Ledger, tile: str) -> bool:
+    def asked(ledger: Ledger, tile: str, mark: bytes | None) -> bool:
         if moment == "after record":
             other()
-        return given_up(self, tile)
+        return settle(ledger, tile, mark)
 
     monkeypatch.setattr(Ledger, "put", put_with)
-    monkeypatch.setattr(Ledger, "is_given_up", asked)
+    monkeypatch.setattr(tiles, "settle", asked)
     outcome = tiles.run_tile(plan, number)
     if moment == "after all":
         other()
@@ -343,3 +441,43 @@ def test_giving_up_never_leaves_a_record_without_data(
     assert not ledger.failed()
     stored = read_back(tmp_path / "out.zarr")
     assert_same_bytes(stored[20:40, 40:60].copy(), expected()[20:40, 40:60].copy())
+
+
+@pytest.mark.parametrize("look", range(4))
+@pytest.mark.parametrize("then", ["before", "after"])
+def test_finishing_while_cells_are_made_fill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, look: int, then: str
+) -> None:
+    """One run computes a super-tile, from its first look to its last, while another erases it."""
+    from geopatch_dask.execute import tile as tiles
+
+    plan = planned(tmp_path)
+    plan.run("sync", share="0/9")  # makes the target
+    number = next(t.ordinal for t in plan.layout if t.id == NAME)
+    error = {"type": "E", "message": "lost", "traceback": "", "kind": "lost"}
+    looked, states = tiles.is_erasable, []
+
+    def other(ledger: Ledger, tile: str) -> bool:
+        now = len(states)
+        states.append("")
+        if now == look and then == "before":
+            states[-1] = tiles.run_tile(plan, number).state
+        found = looked(ledger, tile)
+        if now == look and then == "after":
+            states[-1] = tiles.run_tile(plan, number).state
+        return found
+
+    monkeypatch.setattr(tiles, "is_erasable", other)
+    ended = tiles.give_up(plan, number, error, 1)
+    ledger = Ledger(plan.target, plan.fingerprint)
+    # rows of fill are two: the last look is the third one, and none is the fourth
+    assert ("done" in states) == (look < 3)
+    if look == 2 and then == "after":  # it was given up in between, as it were
+        assert list(ledger.done()) == [plan.supertile(0).id, NAME]
+        assert not ledger.failed()
+    else:
+        assert ended.state == "failed"
+        assert (list(ledger.failed()), NAME in ledger.done()) == ([NAME], False)
+        assert np.isnan(read_back(tmp_path / "out.zarr")[20:40, 40:60]).all()
+    assert plan.run("sync").complete
+    assert_same_bytes(read_back(tmp_path / "out.zarr"), expected())

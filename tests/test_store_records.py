@@ -9,6 +9,7 @@ import re
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from zarr.storage import MemoryStore
 
 from geopatch_dask.errors import RecordError, TargetError
-from geopatch_dask.patch.boxes import Box
+from geopatch_dask.patch.boxes import Box, box_id
 from geopatch_dask.store.location import Location
 from geopatch_dask.store.records import SCHEMA, Ledger, Record, fingerprints, now
 
@@ -238,6 +239,32 @@ class TestLedger:
         ledger.put(record("1"))
         assert set(ledger.done()) == {"0", "1"}
         assert len(ledger.problems) == 7
+
+    def test_a_box_that_is_not_that_of_the_id(self, ledger):
+        layout = {"dims": ["y", "x"], "shape": [40, 30]}
+        good = record("y0-20_x0-20", box=Box((0, 0), (20, 20)))
+        wrong = {
+            "is not the one it is named after": (Box((0, 0), (40, 30)), Box((0,), (20,))),
+            "lies outside the output": (Box((0, 0), (20, 31)), Box((20, 0), (20, 30))),
+        }
+        for reason, boxes in wrong.items():
+            for box in boxes:
+                name = "y0-20_x0-20"
+                if "outside" in reason:
+                    name = box_id(layout["dims"], box)
+                ledger.put(replace(good, id=name, box=box))
+                found = Ledger(ledger.location, FP)
+                assert name in found.done()  # nobody knows the plan
+                found.write_plan(json.dumps({"fingerprint": FP, "layout": layout}))
+                assert name not in found.done()
+                assert reason in found.problems[0]
+                with pytest.raises(RecordError, match=rf"tiles/{name}\.json: .*{reason}"):
+                    Ledger(ledger.location, FP).get(name)
+                ledger.delete(name)
+                ledger.folder.delete("plan.json")
+        ledger.write_plan(json.dumps({"fingerprint": FP, "layout": layout}))
+        ledger.put(good)
+        assert ledger.done() == {good.id: good}
 
     def test_another_layout(self, ledger):
         ledger.put(record("0"))

@@ -9,6 +9,7 @@ import random
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,7 +31,16 @@ from zarr.storage import FsspecStore, LocalStore, MemoryStore, WrapperStore
 from geopatch_dask import retries, s3
 from geopatch_dask.errors import OptionError, TargetError
 from geopatch_dask.patch.boxes import Box
-from geopatch_dask.retries import POLICY, Retries, call, call_async, take_retries
+from geopatch_dask.retries import (
+    POLICY,
+    Retries,
+    call,
+    call_async,
+    carried,
+    counting,
+    repetitions,
+    take_retries,
+)
 from geopatch_dask.store import template
 from geopatch_dask.store.location import Location
 from geopatch_dask.store.retry import RetryStore, innermost, patient
@@ -169,6 +179,34 @@ class TestCall:
         for thread in threads:
             thread.join()
         assert take_retries() == 48
+
+    def test_each_counts_its_own(self):
+        counted = {}
+
+        async def several(times: int) -> None:
+            await asyncio.gather(*(call_async(Failing(times).later) for _ in range(3)))
+
+        def work(times: int) -> None:
+            with counting() as tally:
+                call(Failing(times))
+                assert repetitions() == times
+                sync(several(times))  # in the thread of zarr's event loop
+                with ThreadPoolExecutor(2) as pool:
+                    list(pool.map(carried(call), [Failing(times) for _ in range(4)]))
+                counted[times] = tally.value
+
+        threads = [threading.Thread(target=work, args=(times,)) for times in range(6)]
+        with counting() as outside:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            with counting() as inside:
+                call(Failing(2))
+            call(Failing(1))
+        assert counted == {times: 8 * times for times in range(6)}
+        assert (inside.value, outside.value, repetitions()) == (2, 1, 0)
+        assert take_retries() == 8 * 15 + 3
 
     def test_a_fork_starts_from_zero(self):
         call(Failing(2))

@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Self
 
 from geopatch_dask.errors import RunIncomplete
@@ -152,6 +154,7 @@ def drive(
     """
     driver = Driver(todo, policy, len(todo))
     giving_up = 0
+    repeated: Counter[int] = Counter()  # requests, by super-tile, of attempts that failed
     messages: list[Message | Lost] = []
     try:
         while True:
@@ -166,13 +169,19 @@ def drive(
                     event = message if isinstance(message, Lost) else _event(message)
                     if isinstance(message, Message) and isinstance(event, Done):
                         if event.ordinal not in done:
-                            on_outcome(message.outcome)
+                            on_outcome(message.outcome.also(repeated.pop(event.ordinal, 0)))
                         done.add(event.ordinal)
+                    elif isinstance(message, Message):
+                        repeated[message.ordinal] += message.outcome.numbers.get("retries", 0)
                     heard.append(event)
             orders = driver.step(time.monotonic(), heard, workers.slots)
             on_events(heard, driver.backups)
             workers.stop([order for order in orders if isinstance(order, Stop)])
-            lost = [order for order in orders if isinstance(order, GiveUp)]
+            lost = [
+                replace(order, retries=repeated.pop(order.ordinal, 0))
+                for order in orders
+                if isinstance(order, GiveUp)
+            ]
             workers.give_up(lost)
             giving_up += len(lost)
             workers.start([order for order in orders if isinstance(order, Start)])

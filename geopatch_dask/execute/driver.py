@@ -72,6 +72,7 @@ class GiveUp:
     ordinal: int
     error: Mapping[str, str]
     attempts: int
+    retries: int = 0
 
 
 Instruction = Start | Stop | GiveUp

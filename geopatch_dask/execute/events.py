@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from geopatch_dask.failures import is_transient
+from geopatch_dask.failures import is_for_memory, is_transient
 
 __all__ = ["Done", "Event", "Failed", "Lost", "kind_of"]
 
@@ -47,6 +47,6 @@ Event = Done | Failed | Lost
 
 def kind_of(error: BaseException) -> str:
     """What a failure says about trying again: "memory", "transient" or "permanent"."""
-    if isinstance(error, MemoryError):
+    if is_for_memory(error):
         return "memory"
     return "transient" if is_transient(error) else "permanent"

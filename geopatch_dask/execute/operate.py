@@ -70,14 +70,13 @@ class Caller:
             patch = patches[0]
             self.failed += 1
             if len(self.errors) < NAMED:
-                text = f"{type(error).__name__}: {error}"[:300]
-                where = f"patch {patch.ordinal} at {patch.anchor}: {text}"
-                self.errors.append(self.plan.target.scrub(where))
+                text = self.plan.scrub(f"{type(error).__name__}: {error}")[:300]
+                self.errors.append(f"patch {patch.ordinal} at {patch.anchor}: {text}")
             return [None]
 
     def _call(self, patches: Sequence[Patch]) -> list[Any]:
         plan = self.plan
-        return plan.operator.run(patches, plan.scale, self.context, self.keyed)
+        return _survived(lambda: plan.operator.run(patches, plan.scale, self.context, self.keyed))
 
 
 def repeated(call: Callable[[], T], forget: Callable[[], None], policy: Policy) -> T:
@@ -93,7 +92,7 @@ def repeated(call: Callable[[], T], forget: Callable[[], None], policy: Policy) 
     tries = TRIES if policy.on_error == "retry" else 1
     for k in range(tries):
         try:
-            return call()
+            return _survived(call)
         except GeopatchError:  # a broken contract stays broken
             raise
         except Exception:
@@ -102,3 +101,11 @@ def repeated(call: Callable[[], T], forget: Callable[[], None], policy: Policy) 
             forget()
             time.sleep(PAUSE * 2**k)
     raise AssertionError("unreachable")
+
+
+def _survived(call: Callable[[], T]) -> T:
+    """Call an operator; one that wants to end the process has failed, like any other."""
+    try:
+        return call()
+    except SystemExit as error:
+        raise RuntimeError(f"the operator called sys.exit({error.code!r})") from error

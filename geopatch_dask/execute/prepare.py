@@ -167,6 +167,10 @@ def complete_if_done(plan: PlanBase, expected: int | None) -> list[str]:
             "other super-tiles work on this target? Run the same command again"
         ]
     complete(plan)
+    # Who gives a super-tile up takes its record away, and then looks whether this was said.
+    if ledger.contested() or (expected and _count(ledger, expected) < expected):
+        reopen(plan.target)
+        return ["a super-tile was given up by another run just now: run the same command again"]
     return []
 
 

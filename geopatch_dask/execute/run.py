@@ -31,8 +31,9 @@ from geopatch_dask.execute.versions import compare_versions
 from geopatch_dask.planning.core import PlanBase
 from geopatch_dask.planning.requests import DRAWN
 from geopatch_dask.report.html import report_html
-from geopatch_dask.report.outcome import Outcome
+from geopatch_dask.report.outcome import Outcome, Summary
 from geopatch_dask.report.report import Report
+from geopatch_dask.retries import counting
 from geopatch_dask.store.jobs import RunState
 from geopatch_dask.store.records import Ledger
 from geopatch_dask.store.template import is_complete
@@ -104,41 +105,43 @@ def execute(
     TargetGone
         When the target was deleted or replaced meanwhile.
     """
-    began = time.perf_counter()
-    part = parse_share(share)
-    check_scheduler(plan, scheduler, policy)
-    differing = compare_versions(scheduler) if isinstance(scheduler, Client) else []
-    prepare(plan, overwrite)
-    wanted = None if select is None else select(plan)
-    records, problems = finished(plan)
-    todo, records = unfinished(plan, records)
-    left, kept = len(todo), len(records)
-    report = Report.start(plan, records, [*differing, *problems])
-    report.skipped = plan.n_supertiles - left
-    del records  # many, and no longer needed
-    if part is not None:
-        todo = [i for i in todo if i % part[1] == part[0]]
-    if wanted is not None:
-        todo = [i for i in todo if plan.supertile(i).id in wanted]
-    state = RunState.begin(
-        run,
-        share="" if part is None else f"{part[0]}/{part[1]}",
-        dashboard=scheduler.dashboard_link if isinstance(scheduler, Client) else "",
-    )
-    # It says that it is alive until its report is there: who waits for its end, then reads that.
-    with Pulse(plan, report.skipped, len(todo), state) as pulse:
-        try:
-            _drive(plan, scheduler, policy, todo, report, pulse, progress)
-        except Cancelled:
-            report.cancelled = True
-        except FirstPassFailed as error:
-            report.first_pass = {"error": str(error), "traceback": error.traceback}
-            report.cause = error
-        whole = len(todo) == left
-        _end(plan, report, len(todo), kept + len(todo) if whole else None)
-        report.seconds = time.perf_counter() - began
-        write_report(plan, report)
-    return report
+    with counting() as repeated:  # by the driver itself; attempts count their own
+        began = time.perf_counter()
+        part = parse_share(share)
+        check_scheduler(plan, scheduler, policy)
+        differing = compare_versions(scheduler) if isinstance(scheduler, Client) else []
+        prepare(plan, overwrite)
+        wanted = None if select is None else select(plan)
+        records, problems = finished(plan)
+        todo, records = unfinished(plan, records)
+        left, kept = len(todo), len(records)
+        report = Report.start(plan, records, [*differing, *problems])
+        report.skipped = plan.n_supertiles - left
+        del records  # many, and no longer needed
+        if part is not None:
+            todo = [i for i in todo if i % part[1] == part[0]]
+        if wanted is not None:
+            todo = [i for i in todo if plan.supertile(i).id in wanted]
+        state = RunState.begin(
+            run,
+            share="" if part is None else f"{part[0]}/{part[1]}",
+            dashboard=scheduler.dashboard_link if isinstance(scheduler, Client) else "",
+        )
+        # It says that it is alive until its report is there: who waits for its end reads that.
+        with Pulse(plan, report.skipped, len(todo), state) as pulse:
+            try:
+                _drive(plan, scheduler, policy, todo, report, pulse, progress)
+            except Cancelled:
+                report.cancelled = True
+            except FirstPassFailed as error:
+                report.first_pass = {"error": str(error), "traceback": error.traceback}
+                report.cause = error
+            whole = len(todo) == left
+            _end(plan, report, len(todo), kept + len(todo) if whole else None)
+            report.seconds = time.perf_counter() - began
+            report.summary += Summary(numbers={"retries": repeated.value})
+            write_report(plan, report)
+        return report
 
 
 def _end(plan: PlanBase, report: Report, todo: int, expected: int | None) -> None:

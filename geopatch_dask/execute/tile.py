@@ -4,49 +4,45 @@ A task opens what it needs from the plan's configuration, computes its super-til
 all data is stored writes the record that says so.  Errors of the field, the operator or the store
 become an outcome, not an exception: one bad super-tile does not poison a graph.
 
-A failed attempt leaves no mark: what it wrote is right, if not all, and somebody else may be
+A failed attempt erases nothing: what it wrote is right, if not all, and somebody else may be
 working on the same super-tile (a backup, a second run).  Whoever decides that there will be no more
-attempts calls :func:`give_up`, which makes the cells fill and says so in ``failed/``.  The two can
-meet, and then each raises its flag before it looks at the other's::
-
-    run_tile     data ->  tiles/id  -> failed/id there?   then once more, from the data on
-    give_up      failed/id  ->  tiles/id there?   then take it back  -> fill
-
-so that no order of these steps leaves a record whose data was made fill.
+attempts calls :func:`give_up`, which makes the cells fill and says so in ``failed/``.  How the two
+find out when they meet is told in :mod:`geopatch_dask.store.marks`.
 """
 
 from __future__ import annotations
 
 import os
-import platform
 import socket
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from geopatch_dask.errors import RecordError, TargetError
+from geopatch_dask.execute.events import kind_of
 from geopatch_dask.execute.kernel import Counts, Kernel
 from geopatch_dask.execute.logs import log_start, log_tile
 from geopatch_dask.execute.metrics import count_tile, in_progress, peak_rss
 from geopatch_dask.execute.policy import DEFAULT, Policy, backoff
-from geopatch_dask.failures import is_transient
+from geopatch_dask.execute.versions import recorded_versions
 from geopatch_dask.fields.handles import forget_handles
 from geopatch_dask.patch.boxes import Box
 from geopatch_dask.planning.core import PlanBase
 from geopatch_dask.planning.supertile import SuperTile
 from geopatch_dask.report.outcome import Outcome
-from geopatch_dask.retries import take_retries
+from geopatch_dask.retries import counting, repetitions
 from geopatch_dask.store.backends import forget_clients
+from geopatch_dask.store.marks import claim, is_erasable, settle
 from geopatch_dask.store.records import Ledger, Record
 from geopatch_dask.store.tables import delete_parts, write_part
+from geopatch_dask.store.target import is_complete, reopen
 from geopatch_dask.store.template import open_array, sync_region, write_region
 
 __all__ = ["finish_tile", "give_up", "run_tile"]
@@ -66,21 +62,24 @@ def run_tile(
 ) -> Outcome:
     """Compute, write and record one super-tile; the function behind every tile task.
 
-    Never raises an Exception: what went wrong is in the outcome, and leaves no mark on the target.
+    What went wrong is in the outcome and erases nothing; only an interruption is raised.
     """
     tile = plan.supertile(ordinal)
     blank = _blank(plan, tile, attempt)
-    take_retries()  # what came before belongs to others
     log_start(plan, ordinal, attempt, policy)
-    with in_progress(plan, attempt):
+    with in_progress(plan, attempt), counting() as repeated:
         try:
             if attempt > 1:
                 _rebuild(plan)
             record, found = _finished(plan, tile, blank, context, policy)
             outcome, end = _outcome(record), "found" if found else record.state
-        except Exception as error:  # anything that a user's operator, or the store, may raise
+        except (KeyboardInterrupt, GeneratorExit):
+            raise
+        except BaseException as error:  # whatever an operator or a store may raise: sys.exit, too
             outcome, end = _failure(plan, blank, error), "failed"
-    return _told(plan, outcome, end, policy)
+    # Those of a record that was found are another attempt's; of ours, those of writing it are new.
+    before = outcome.numbers.get("retries", 0) if end == "found" else 0
+    return _told(plan, outcome.repeated(before + repeated.value), end, policy)
 
 
 def _told(plan: PlanBase, outcome: Outcome, end: str, policy: Policy) -> Outcome:
@@ -101,13 +100,13 @@ def _finished(
     ledger = Ledger(plan.target, plan.fingerprint)
     if (done := _recorded(ledger, tile)) is not None:
         return done, True
-    ledger.forget_failure(tile.id)
     for _ in range(ROUNDS):
+        mark = claim(ledger, blank)
         record = _done(blank, _compute(plan, tile, context, policy))
         ledger.put(record)
-        if not ledger.is_given_up(tile.id):
+        if settle(ledger, tile.id, mark):
             return record, False
-        ledger.delete(tile.id)  # whoever gave it up may have made its cells fill in between
+        ledger.withdraw(tile.id)  # whoever gave it up may have made its cells fill in between
     raise TargetError(
         f"another run of this plan keeps giving super-tile {tile.id} up: stop it, and run the same "
         "command again"
@@ -121,7 +120,7 @@ def _recorded(ledger: Ledger, tile: SuperTile) -> Record | None:
     """
     try:
         found = ledger.get(tile.id)
-    except RecordError:  # the run has told of it, and computes its super-tile
+    except RecordError:  # torn, say: it is none
         return None
     return None if found is None or ledger.is_given_up(tile.id) else found
 
@@ -148,8 +147,11 @@ def give_up(
     error: Mapping[str, str],
     attempts: int,
     policy: Policy = DEFAULT,
+    retries: int = 0,
 ) -> Outcome:
     """Make a super-tile fill and record why, unless somebody has finished it.
+
+    What goes wrong with that is in the outcome as well.
 
     Parameters
     ----------
@@ -161,23 +163,50 @@ def give_up(
         How many there were.
     policy : Policy
         What is told of it.
+    retries : int
+        Requests that the attempts repeated.
     """
     tile = plan.supertile(ordinal)
-    text = {key: error[key] for key in ("type", "message", "traceback")}
-    record = replace(_blank(plan, tile, attempts), state="failed", error=text, finished=_now())
-    try:
-        ledger = Ledger(plan.target, plan.fingerprint)
-        ledger.put_failed(record)
-        if (done := ledger.get(tile.id)) is not None:
-            ledger.forget_failure(tile.id)
-            return _told(plan, _outcome(done), "found", policy)
-        _erase(plan, tile)
-    except TargetError as store:  # which may be why it failed: it stays without any record
-        message = f"{text['message']}; and that could not be recorded: {store}"
-        text |= {"message": message}
-        record = replace(record, error=text)
+    text = {key: plan.scrub(error[key]) for key in ("type", "message", "traceback")}
+    record = replace(
+        _blank(plan, tile, attempts), state="failed", error=text, retries=retries, finished=_now()
+    )
+    with counting() as repeated:
+        try:
+            if (done := _made_fill(plan, tile, record)) is not None:
+                found = _outcome(done).repeated(done.retries + retries + repeated.value)
+                return _told(plan, found, "found", policy)
+        except Exception as store:  # which may be why it failed: it stays without any record
+            why = plan.scrub(str(store)) or type(store).__name__
+            text |= {"message": f"{text['message']}; and that could not be recorded: {why}"}
     given_up = replace(_outcome(record), error=text | {"kind": error["kind"]})
-    return _told(plan, given_up, "given_up", policy)
+    return _told(plan, given_up.repeated(retries + repeated.value), "given_up", policy)
+
+
+def _made_fill(plan: PlanBase, tile: SuperTile, record: Record) -> Record | None:
+    """Give a super-tile up and return None; or the record of who has finished it."""
+    ledger = Ledger(plan.target, plan.fingerprint)
+    if (done := _recorded(ledger, tile)) is not None:
+        return done
+    for _ in range(ROUNDS):
+        _mark(plan, ledger, record)
+        try:
+            if _erase(plan, tile, ledger):
+                return None
+        except BaseException:
+            with suppress(Exception):  # it may have been computed while cells were made fill
+                _mark(plan, ledger, record)
+            raise
+    _mark(plan, ledger, record)  # who keeps computing it will see it, and once more write the data
+    return None
+
+
+def _mark(plan: PlanBase, ledger: Ledger, record: Record) -> None:
+    """Say that a super-tile is given up, and that it is not done: its data may be fill."""
+    ledger.put_failed(record)
+    ledger.withdraw(record.id)
+    if is_complete(plan.target):
+        reopen(plan.target)
 
 
 def _blank(plan: PlanBase, tile: SuperTile, attempt: int) -> Record:
@@ -192,7 +221,7 @@ def _blank(plan: PlanBase, tile: SuperTile, attempt: int) -> Record:
         started=_now(),
         host=socket.gethostname(),
         pid=os.getpid(),
-        versions=_versions(),
+        versions=dict(recorded_versions()),
     )
 
 
@@ -208,7 +237,7 @@ def _done(blank: Record, counts: Counts) -> Record:
         blank,
         state="empty" if counts.fill == counts.cells and not counts.tables else "done",
         seconds={name: round(value, 6) for name, value in counts.seconds.items()},
-        retries=take_retries(),
+        retries=repetitions(),
         bytes_read=counts.bytes_read,
         bytes_written=counts.bytes_written,
         patches=counts.patches,
@@ -228,58 +257,58 @@ def _done(blank: Record, counts: Counts) -> Record:
 def _compute(
     plan: PlanBase, tile: SuperTile, context: Mapping[str, Any] | None, policy: Policy
 ) -> Counts:
-    arrays = {array.name: open_array(plan.target, array.name) for array in plan.arrays}
+    target = plan.target
+    arrays = {array.name: open_array(target, array.name) for array in plan.arrays}
     written: list[tuple[str, Box]] = []
 
     def write(name: str, box: Box, values: npt.NDArray[np.generic]) -> int:
         written.append((name, box))
-        return write_region(arrays[name], box, values)
+        return write_region(arrays[name], box, values, target)
 
     def emit(name: str, table: Any) -> tuple[int, int]:
-        return write_part(plan.target, name, tile.id, table)
+        return write_part(target, name, tile.id, table)
 
     counts = Kernel(plan, write, context, emit, policy).run(tile)
     began = time.perf_counter()
     for name, box in written:  # the record must not outlive the data in a power cut
-        sync_region(arrays[name], box)
+        sync_region(arrays[name], box, target)
     counts.seconds["sync"] += time.perf_counter() - began
     return counts
 
 
-def _erase(plan: PlanBase, tile: SuperTile) -> None:
-    """Make a failed super-tile fill: rows that some attempt wrote of it are no result."""
+def _erase(plan: PlanBase, tile: SuperTile, ledger: Ledger) -> bool:
+    """Make a failed super-tile fill: rows that some attempt wrote of it are no result.
+
+    False as soon as somebody computes it again.
+    """
     top, bottom, rows = tile.box.start[0], tile.box.stop[0], plan.layout.unit[0]
     delete_parts(plan.target, [table.name for table in plan.tables], tile.id)
     for array in plan.arrays:
         stored = open_array(plan.target, array.name)
         for start in range(top, bottom, rows):
+            if not is_erasable(ledger, tile.id):
+                return False
             box = tile.box.replace(0, start, min(start + rows, bottom)).prepend(array.leading)
-            write_region(stored, box, np.full(box.shape, array.fill, array.dtype))
+            write_region(stored, box, np.full(box.shape, array.fill, array.dtype), plan.target)
+    return is_erasable(ledger, tile.id)
 
 
-def _failure(plan: PlanBase, blank: Record, error: Exception) -> Outcome:
-    lines = "".join(traceback.format_exception(error)).splitlines()
+def _failure(plan: PlanBase, blank: Record, error: BaseException) -> Outcome:
+    lines = plan.scrub("".join(traceback.format_exception(error))).splitlines()
     return Outcome(
         ordinal=blank.ordinal,
         id=blank.id,
         state="failed",
-        numbers={"retries": take_retries(), "peak_rss": peak_rss()},
+        numbers={"peak_rss": peak_rss()},
         error={
             "type": type(error).__name__,
-            "message": plan.target.scrub(str(error)),
-            "traceback": plan.target.scrub("\n".join(lines[-TRACEBACK_LINES:])),
-            "kind": _kind(error),
+            "message": plan.scrub(str(error)),
+            "traceback": "\n".join(lines[-TRACEBACK_LINES:]),
+            "kind": kind_of(error),
         },
         worker=f"{blank.host}:{blank.pid}",
         attempt=blank.attempts,
     )
-
-
-def _kind(error: Exception) -> str:
-    """What a failure says about trying again."""
-    if isinstance(error, MemoryError):
-        return "memory"
-    return "transient" if is_transient(error) else "permanent"
 
 
 def _outcome(record: Record) -> Outcome:
@@ -297,17 +326,6 @@ def _outcome(record: Record) -> Outcome:
         worker=f"{record.host}:{record.pid}",
         attempt=record.attempts,
     )
-
-
-@cache
-def _versions() -> dict[str, str]:
-    found: dict[str, Any] = {"python": platform.python_version()}
-    for package in ("geopatch_dask", "numpy", "zarr", "rasterio", "xarray", "dask"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "?"
-    return found
 
 
 def _now() -> str:

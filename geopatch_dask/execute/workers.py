@@ -143,7 +143,9 @@ class InThread:
 
     def _run(self, item: Start | GiveUp) -> Message:
         if isinstance(item, GiveUp):
-            outcome = give_up(self.plan, item.ordinal, item.error, item.attempts, self.policy)
+            outcome = give_up(
+                self.plan, item.ordinal, item.error, item.attempts, self.policy, item.retries
+            )
             return Message(item.ordinal, 0, outcome)
         outcome = run_tile(self.plan, item.ordinal, self.context, self.policy, item.attempt)
         return Message(item.ordinal, item.attempt, outcome)
@@ -279,9 +281,8 @@ class OnCluster:
             tries = self._giving_up.get(item.ordinal, (item, 0))[1] + 1
             self._giving_up[item.ordinal] = (item, tries)
             key = (f"give-up-{self.short}", item.ordinal, tries)
-            tasks[key] = Task(
-                key, give_up, plan, item.ordinal, dict(item.error), item.attempts, self.policy
-            )
+            what = (item.ordinal, dict(item.error), item.attempts, self.policy, item.retries)
+            tasks[key] = Task(key, give_up, plan, *what)
             self._names[key] = (item.ordinal, 0, self._head.begun)
         self._send(tasks)
 

@@ -113,6 +113,10 @@ class ArrayField(Field):
         return promoted(self._native) if self.may_miss else self._native
 
     @property
+    def secrets(self) -> Mapping[str, Any]:
+        return {} if self._mask is None else self._mask.field.secrets
+
+    @property
     def may_miss(self) -> bool:
         marks = (self._missing, self._nodata, self._mask)
         return self._native.kind in "fc" or any(mark is not None for mark in marks)

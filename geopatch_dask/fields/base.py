@@ -82,6 +82,18 @@ class Field(ABC):
         """A short name for plots and reports; never holds a secret."""
         return type(self).__name__
 
+    @property
+    def secrets(self) -> Mapping[str, Any]:
+        """Options in which credentials are named (``"env:NAME"``), those of a mask among them.
+
+        Their values are taken out of every message, record and report.  Unless a field says
+        otherwise, its configuration.
+        """
+        try:
+            return self.get_config()
+        except OptionError:  # in memory
+            return {}
+
     @abstractmethod
     def read(self, box: Box) -> npt.NDArray[Any]:
         """The cells of ``box`` as a C-contiguous array of shape ``box.shape``, dtype :attr:`dtype`.

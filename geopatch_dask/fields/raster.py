@@ -128,6 +128,11 @@ class RasterField(Field):
         return self._mask is not None or facts.dtype.kind in "fc" or facts.marked
 
     @property
+    def secrets(self) -> dict[str, Any]:
+        mask = {} if self._mask is None else self._mask.field.secrets
+        return {"options": self._options, "storage_options": self._storage, "mask": mask}
+
+    @property
     def nodata(self) -> float | int | None:
         values = set(self._facts.nodata)
         return values.pop() if len(values) == 1 else None
@@ -183,7 +188,7 @@ class RasterField(Field):
                 f"cells {box.start} to {box.stop} cannot be read",
                 "the file is incomplete or damaged, or its server failed; copy it again, or retry",
                 error,
-            ) from traceable(error, self._uri)
+            ) from traceable(error, self._uri, self._storage)
 
     def identity(self) -> dict[str, Any]:
         """URI, size, time (or ETag), bands, options, nodata, mask; side files by their digest."""
@@ -263,7 +268,7 @@ class RasterField(Field):
         except Exception as error:  # GDAL's own errors are not all RasterioErrors
             raise self._failure(
                 "cannot be opened as a raster", "check the path, the format and the rights", error
-            ) from traceable(error, self._uri)
+            ) from traceable(error, self._uri, self._storage)
         try:
             with self._configured():
                 facts = describe(dataset, self._uri, self._bands, self._masked)
@@ -293,7 +298,7 @@ class RasterField(Field):
         raster.  Of a file on a disk that is damage; over a network it is as likely an answer that
         was cut short.
         """
-        made = failure(self._uri, what, remedy, error)
+        made = failure(self._uri, what, remedy, error, self._storage)
         if made.kind == "failed" and is_remote(self._uri):
             made.transient = True
         return made

@@ -26,7 +26,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import numpy as np
 import numpy.typing as npt
 
-from geopatch_dask.credentials import holds_secret, query_of, redact, scrub, signs
+from geopatch_dask.credentials import holds_secret, query_of, redact, scrub, signs, tells
 from geopatch_dask.errors import FieldError, OptionError
 from geopatch_dask.failures import is_transient, judged
 from geopatch_dask.fields.remote import filesystem, vsi_name
@@ -130,7 +130,13 @@ def short(uri: str) -> str:
     return PurePosixPath(text.rstrip("/")).name or text
 
 
-def failure(uri: str, what: str, remedy: str, error: BaseException | None = None) -> FieldError:
+def failure(
+    uri: str,
+    what: str,
+    remedy: str,
+    error: BaseException | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> FieldError:
     """A :class:`FieldError` in one line: the source, what happened, what helps.
 
     Parameters
@@ -140,13 +146,15 @@ def failure(uri: str, what: str, remedy: str, error: BaseException | None = None
     what, remedy : str
     error : exception, optional
         The cause: its innermost text is quoted, without secrets.
+    options : mapping, optional
+        Storage options, whose credentials are secrets.
     """
     cause = ""
     if error is not None:
         root: BaseException = error
         while root.__cause__ is not None:
             root = root.__cause__
-        text = " ".join(redact(scrub(str(root)) or type(root).__name__).split())
+        text = " ".join(redact(scrub(str(root), options) or type(root).__name__).split())
         cause = f" ({text if len(text) <= _QUOTED else text[:_QUOTED] + ' ...'})"
     kind, transient = ("mistake", False) if error is None else judged(error)
     tried = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
@@ -155,12 +163,15 @@ def failure(uri: str, what: str, remedy: str, error: BaseException | None = None
     )
 
 
-def traceable(error: BaseException, uri: str) -> BaseException | None:
-    """What to ``raise ... from``: nothing when the URI holds a secret.
+def traceable(
+    error: BaseException, uri: str, options: Mapping[str, Any] | None = None
+) -> BaseException | None:
+    """What to ``raise ... from``: nothing when the URI holds a secret, or the error tells one.
 
-    Readers repeat the URI in their texts, and tracebacks end up in logs and reports.
+    Readers repeat the URI in their texts, servers the key that they refuse, and tracebacks end up
+    in logs and reports.
     """
-    return None if holds_secret(uri) else error
+    return None if holds_secret(uri) or tells(error, options) else error
 
 
 def birth(uri: str) -> int:
@@ -256,7 +267,7 @@ def _remote(uri: str, options: Mapping[str, Any] | None) -> dict[str, Any]:
         answer = call(ask)
     except Exception as error:
         if is_transient(error):
-            raise failure(uri, "cannot be asked for its size", "retry", error) from None
+            raise failure(uri, "cannot be asked for its size", "retry", error, options) from None
         return {}  # GDAL may still read it; it is identified by its URI alone
     info = {key.lower().replace("-", ""): value for key, value in answer.items()}
     kept = {key: info.get(key) for key in ("size", "etag", "lastmodified")}

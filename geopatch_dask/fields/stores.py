@@ -57,6 +57,7 @@ def open_store(uri: str, engine: str | None, **options: Any) -> xr.Dataset:
     import xarray as xr
 
     options = {"chunks": None, "cache": False, **options}
+    named = options.get("storage_options")
     try:
         if options.get("storage_options") or uri.startswith("s3://"):
             options["storage_options"] = fsspec_options(uri, options.get("storage_options"))
@@ -66,7 +67,7 @@ def open_store(uri: str, engine: str | None, **options: Any) -> xr.Dataset:
     except (MemoryError, OptionError):
         raise
     except Exception as error:  # every engine has its own
-        raise _cannot_open(uri, engine, error) from traceable(error, uri)
+        raise _cannot_open(uri, engine, error, named) from traceable(error, uri, named)
 
 
 def _open_zarr(uri: str, options: dict[str, Any]) -> xr.Dataset:
@@ -80,13 +81,13 @@ def _open_zarr(uri: str, options: dict[str, Any]) -> xr.Dataset:
         return xr.open_dataset(uri, engine="zarr", consolidated=False, **options)
 
 
-def _cannot_open(uri: str, engine: str | None, error: Exception) -> FieldError:
+def _cannot_open(uri: str, engine: str | None, error: Exception, named: Any) -> FieldError:
     path = local_path(uri)
     kind = _magic(path)
     if isinstance(error, ImportError) or (kind and "backend" in str(error)):
         package = "cfgrib" if kind == "GRIB" else "'geopatch_dask[netcdf]'"
         what = f"is {kind}, and no installed package reads that" if kind else "needs a package"
-        return failure(uri, what, f"pip install {package}", error)
+        return failure(uri, what, f"pip install {package}", error, named)
     if path is not None and path.is_dir() and not is_zarr(uri, engine):
         return failure(uri, "is a directory, and no Zarr store", "give a file or a store")
     return failure(
@@ -94,6 +95,7 @@ def _cannot_open(uri: str, engine: str | None, error: Exception) -> FieldError:
         "cannot be opened by xarray",
         "check the path, that the file is complete, and engine= and group=",
         error,
+        named,
     )
 
 
@@ -139,8 +141,9 @@ def zarr_identity(uri: str, inside: str, storage_options: Any = None) -> dict[st
     except OptionError:
         raise
     except Exception as error:  # every filesystem has its own
-        made = failure(uri, "its metadata cannot be read", "check access, or retry", error)
-        raise made from traceable(error, uri)
+        what, remedy = "its metadata cannot be read", "check access, or retry"
+        made = failure(uri, what, remedy, error, storage_options)
+        raise made from traceable(error, uri, storage_options)
 
 
 def _zarr_files(path: Path) -> dict[str, Any]:

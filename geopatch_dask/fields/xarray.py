@@ -139,6 +139,11 @@ class XarrayField(Field):
         return self._mask is not None or facts.dtype.kind in "fc" or bool(facts.nodata)
 
     @property
+    def secrets(self) -> dict[str, Any]:
+        mask = {} if self._mask is None else self._mask.field.secrets
+        return {"options": self._options, "mask": mask}
+
+    @property
     def nodata(self) -> float | int | None:
         return self._facts.marker
 
@@ -189,7 +194,7 @@ class XarrayField(Field):
                 f"cells {box.start} to {box.stop} cannot be read",
                 "the store is incomplete or damaged, or its server failed; copy it again, or retry",
                 error,
-            ) from traceable(error, self._uri)
+            ) from traceable(error, self._uri, self._options)
 
     def identity(self) -> dict[str, Any]:
         """URI, size, time and variable; of a Zarr store its metadata and the sum of its files.
@@ -290,7 +295,7 @@ class XarrayField(Field):
             raise
 
     def _failure(self, what: str, remedy: str, error: BaseException | None = None) -> FieldError:
-        return failure(self._uri or self.label, what, remedy, error)
+        return failure(self._uri or self.label, what, remedy, error, self._options)
 
 
 #: What :class:`XarrayField` keeps in its instance and does not pickle.

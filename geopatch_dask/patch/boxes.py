@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Any
 
-__all__ = ["Box", "hull"]
+__all__ = ["Box", "box_id", "hull"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +128,15 @@ class Box:
         """The inverse of :meth:`to_json`."""
         start, stop = data
         return cls(tuple(int(v) for v in start), tuple(int(v) for v in stop))
+
+
+def box_id(dims: Sequence[str], box: Box) -> str:
+    """The name of a box of cells.
+
+    >>> box_id(("y", "x"), Box((0, 512), (512, 1024)))
+    'y0-512_x512-1024'
+    """
+    return "_".join(f"{dim}{a}-{b}" for dim, a, b in zip(dims, box.start, box.stop, strict=True))
 
 
 def hull(boxes: Iterable[Box]) -> Box:

@@ -112,8 +112,8 @@ class Patcher:
         aggregation: Merger | Mapping[str, Merger] | None = None,
     ) -> None:
         given = aggregation.values() if isinstance(aggregation, Mapping) else [aggregation]
-        for value in given:
-            _refuse_statistic(value)
+        for each in given:
+            _refuse_statistic(each)
         # By name: aggregations live one floor up.
         if aggregation is None:
             aggregation = cast(Merger, from_config({"class": "OverlapAdd"}))

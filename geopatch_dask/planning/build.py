@@ -15,7 +15,7 @@ from geopatch_dask import fields
 from geopatch_dask.aggregation import Aggregation, ByIndex, Output
 from geopatch_dask.aggregation.coverage import count_dtype
 from geopatch_dask.aggregation.keyed import check_keyed_output
-from geopatch_dask.aggregation.several import keyed_of, members_of, outputs_for
+from geopatch_dask.aggregation.several import Several, keyed_of, members_of, named, outputs_for
 from geopatch_dask.aggregation.statistic import Statistic
 from geopatch_dask.errors import AlignmentError, OptionError
 from geopatch_dask.fields.base import Field
@@ -150,6 +150,9 @@ def build(
     location = Location.of(target)
     members = members_of(patcher.aggregation)
     outputs = outputs_for(members, output)
+    members = named(members, outputs)
+    patcher = replace(patcher, aggregation=members.get("") or Several(members))
+    run, first = _passes(operator, context, over, outputs)
     grid = _grid(source, patcher, members, outputs)
     if grid.per_patch and chunks is None and not isinstance(outer, str):
         chunks = _outer_cells(outer, source, grid)  # a table has no chunks to align with

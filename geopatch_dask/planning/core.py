@@ -17,7 +17,7 @@ from typing import Any, Self, cast
 
 import numpy as np
 
-from geopatch_dask import fields
+from geopatch_dask import credentials, fields
 from geopatch_dask.aggregation import Aggregation
 from geopatch_dask.aggregation.several import members_of
 from geopatch_dask.aggregation.statistic import Statistic
@@ -136,6 +136,15 @@ class PlanBase:
     def supertile(self, i: int) -> SuperTile:
         """Super-tile ``i``: a pure function of the number."""
         return self.layout.supertile(i)
+
+    def scrub(self, text: str) -> str:
+        """``text`` without the credentials of the target and the field, for what others will read.
+
+        Everything that a library or an operator wrote passes through here before it is kept or
+        cut: errors, tracebacks, lines of a log.
+        """
+        named = {"target": self.target.storage_options or {}, "field": self.field.secrets}
+        return credentials.scrub(text, named)
 
     @cached_property
     def output_domain(self) -> GridDomain:

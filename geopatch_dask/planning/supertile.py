@@ -22,10 +22,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from geopatch_dask.errors import AlignmentError
-from geopatch_dask.patch.boxes import Box
+from geopatch_dask.patch.boxes import Box, box_id
 from geopatch_dask.planning.identity import digest
 
-__all__ = ["Layout", "SuperTile", "write_units"]
+__all__ = ["Layout", "SuperTile", "box_id", "write_units"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,11 +159,6 @@ class Layout:
             else:
                 found.append(slice(a // u, -(-b // u)))
         return tuple(found)
-
-
-def box_id(dims: Sequence[str], box: Box) -> str:
-    """The name of a box of cells: ``y0-512_x512-1024``."""
-    return "_".join(f"{dim}{a}-{b}" for dim, a, b in zip(dims, box.start, box.stop, strict=True))
 
 
 def write_units(

@@ -7,7 +7,7 @@ the record beside the target.  A :class:`Summary` adds outcomes up in any order.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 __all__ = ["Outcome", "Summary"]
@@ -30,7 +30,7 @@ class Outcome:
     seconds : mapping of phase to seconds
     error : mapping or None
         ``type``, ``message``, ``traceback`` of a failure, all text, and ``kind``: what it says
-        about trying again (see :mod:`geopatch_dask.execute.driver`).
+        about trying again (see :mod:`geopatch_dask.execute.case`).
     worker : str
         ``host:pid``.
     attempt : int
@@ -45,6 +45,14 @@ class Outcome:
     error: Mapping[str, str] | None = None
     worker: str = ""
     attempt: int = 1
+
+    def repeated(self, requests: int) -> Outcome:
+        """The same with that many requests that were repeated."""
+        return replace(self, numbers={**self.numbers, "retries": requests})
+
+    def also(self, requests: int) -> Outcome:
+        """The same with so many more of them."""
+        return self.repeated(self.numbers.get("retries", 0) + requests) if requests else self
 
     @property
     def why(self) -> str:

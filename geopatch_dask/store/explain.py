@@ -47,8 +47,7 @@ def raise_target_error(
     detail = credentials.scrub(f"{type(error).__name__}: {_said(error)}", options)
     line = " ".join(detail.split()).rstrip(": ")[:400]
     tried = "".join(f"; {note}" for note in getattr(error, "__notes__", ()))
-    chain = _texts(error)
-    cause = error if credentials.scrub(chain, options) == chain else None
+    cause = None if credentials.tells(error, options) else error
     raise TargetError(
         f"cannot {action} {where}: {_verdict(kind, error)} ({line}{tried})",
         kind=kind,

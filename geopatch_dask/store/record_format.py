@@ -8,12 +8,17 @@ present one does not say "done".  Only a record does::
                             failed/<id>.json     instead, when it was given up
                             report.json          at the end of a run
 
-The order is: delete the record, write the data, write the record.  A process may die between any
-two steps; what it leaves is a super-tile without a record, which is computed again.
+The order is: write the data, write the record, in place of an older one if there is one.  A process
+may die between any two steps; what it leaves is a super-tile without a record, which is computed
+again.  A record beside a mark in ``failed/`` is not trusted (:mod:`geopatch_dask.store.marks`).
 
 A record is trusted only when all of it is there: it parses, every field has its type, the version
-is known, it carries the fingerprint of this plan and the id of its own file.  Anything else is a
-problem to report and a super-tile to compute.  Records are JSON; nothing is ever unpickled.
+is known, it carries the fingerprint of this plan and the id of its own file, and its box is the one
+that the id names, inside the output.  Anything else is a problem to report and a super-tile to
+compute.  Records are JSON; nothing is ever unpickled.
+
+A mark in ``failed/`` whose :attr:`Record.finished` is empty is a *claim*: somebody computes the
+super-tile again.
 """
 
 from __future__ import annotations
@@ -83,7 +88,7 @@ class Record:
     host : str
     pid : int
     started, finished : str
-        UTC, ISO 8601.
+        UTC, ISO 8601; ``finished`` is "" in a claim.
     versions : mapping of str to str
         Of the packages that decide the bytes.
     error : mapping or None

@@ -15,16 +15,19 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from geopatch_dask.errors import RecordError, TargetError
+from geopatch_dask.patch.boxes import Box, box_id
+from geopatch_dask.retries import carried
 from geopatch_dask.store.location import Location
 from geopatch_dask.store.record_format import SCHEMA, Record, now, parse_object
-from geopatch_dask.store.target import FINGERPRINT, STATE, read_root
+from geopatch_dask.store.target import STATE, owner, read_root
 
-__all__ = ["SCHEMA", "Ledger", "Record", "current_fingerprint", "fingerprints", "now"]
+__all__ = ["SCHEMA", "Ledger", "Record", "current_fingerprint", "fingerprints", "mark_of", "now"]
 
 #: Characters of the fingerprint that name its folder.
 _SHORT = 8
@@ -61,6 +64,9 @@ class Ledger:
     location: Location
     fingerprint: str
     problems: list[str] = field(default_factory=list, init=False, compare=False)
+    _known: tuple[tuple[str, ...], tuple[int, ...]] | None = field(
+        default=None, init=False, compare=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9]{8,}", self.fingerprint):
@@ -171,8 +177,17 @@ class Ledger:
         """
         return self.folder.exists(_name("failed", tile))
 
+    def withdraw(self, tile: str) -> None:
+        """Take back that a super-tile is done.
+
+        Raises
+        ------
+        TargetError
+        """
+        self.folder.delete(_name("tiles", tile))
+
     def forget_failure(self, tile: str) -> None:
-        """Take back that a super-tile was given up; to be called before it is tried again.
+        """Take back that a super-tile was given up.
 
         Raises
         ------
@@ -187,8 +202,8 @@ class Ledger:
         ------
         TargetError
         """
-        self.folder.delete(_name("tiles", tile))
-        self.folder.delete(_name("failed", tile))
+        self.withdraw(tile)
+        self.forget_failure(tile)
 
     def done(
         self, layout: str | None = None, expected: Iterable[str] | None = None
@@ -286,6 +301,7 @@ class Ledger:
             raise RecordError(f"{where}: holds the record of super-tile {record.id!r}")
         try:
             self._check(record, failed=kind == "failed")
+            self._check_box(record)
         except RecordError as error:
             raise RecordError(f"{where}: {error}") from None
         return record
@@ -300,6 +316,32 @@ class Ledger:
             raise RecordError(
                 f"super-tile {record.id!r}: state {record.state!r} is in its wrong place"
             )
+
+    def _check_box(self, record: Record) -> None:
+        """Refuse a record that speaks of other cells than those it is named after."""
+        if self._cells is None:
+            return
+        dims, shape = self._cells
+        box = record.box
+        if box.ndim != len(dims) or box_id(dims, box) != record.id:
+            raise RecordError(f"its box {box.to_json()} is not the one it is named after")
+        if not box or not Box.of_shape(shape).contains(box):
+            raise RecordError(f"its box {box.to_json()} lies outside the output")
+
+    @property
+    def _cells(self) -> tuple[tuple[str, ...], tuple[int, ...]] | None:
+        """Axes and shape of the output, as the recorded plan has them; None before there is one.
+
+        Asked of the plan beside the records, once, so that every reader knows them.
+        """
+        if self._known is None:
+            try:
+                layout = json.loads(self.read_plan() or "{}").get("layout", {})
+            except RecordError:  # who reads the plan will tell
+                return None
+            with suppress(KeyError, TypeError, ValueError):
+                self._known = tuple(layout["dims"]), tuple(map(int, layout["shape"]))
+        return self._known
 
     def _check_plan(self, plan: Mapping[str, Any]) -> None:
         found = plan.get("fingerprint")
@@ -341,8 +383,8 @@ def current_fingerprint(location: Location) -> str | None:
     ------
     RecordError, TargetError
     """
-    found = (read_root(location) or {}).get("attributes", {}).get(FINGERPRINT)
-    if isinstance(found, str):
+    found = owner(read_root(location))
+    if found is not None:
         return found
     known = fingerprints(location)
     return known[-1] if known else None
@@ -352,6 +394,11 @@ def _name(kind: str, tile: str) -> str:
     if not _ID.fullmatch(tile):
         raise RecordError(f"{tile!r} cannot name a super-tile: use letters, digits, _, . and -")
     return f"{kind}/{tile}.json"
+
+
+def mark_of(tile: str) -> str:
+    """The object that says that a super-tile was given up."""
+    return _name("failed", tile)
 
 
 def _tile(name: str) -> str:
@@ -367,5 +414,5 @@ def _each(
     size = min(_FEW, -(-len(tiles) // _READERS))
     batches = [tiles[start : start + size] for start in range(0, len(tiles), size)]
     with ThreadPoolExecutor(_READERS) as pool:
-        parts = pool.map(lambda batch: [read(tile) for tile in batch], batches)
+        parts = pool.map(carried(lambda batch: [read(tile) for tile in batch]), batches)
         return [found for part in parts for found in part]

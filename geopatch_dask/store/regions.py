@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy.typing as npt
 import zarr
@@ -30,7 +30,7 @@ from zarr.storage import LocalStore, StorePath, WrapperStore
 from geopatch_dask.errors import AlignmentError, OptionError
 from geopatch_dask.patch.boxes import Box
 from geopatch_dask.store.backends import fsync
-from geopatch_dask.store.location import raise_target_error
+from geopatch_dask.store.location import Location, raise_target_error
 
 __all__ = ["sync_region", "write_region", "write_unit"]
 
@@ -65,7 +65,9 @@ def write_unit(chunks: Sequence[int], shards: Sequence[int] | None) -> tuple[int
     return tuple(int(n) for n in shards)
 
 
-def write_region(array: zarr.Array[Any], box: Box, data: npt.NDArray[Any]) -> int:
+def write_region(
+    array: zarr.Array[Any], box: Box, data: npt.NDArray[Any], place: Location | None = None
+) -> int:
     """Write whole chunks or shards of an array.
 
     Parameters
@@ -75,6 +77,8 @@ def write_region(array: zarr.Array[Any], box: Box, data: npt.NDArray[Any]) -> in
     box : Box, cells of the array
         Starts at a multiple of the write unit on every axis; ends at one or with the array.
     data : ndarray, shape ``box.shape``, dtype of the array
+    place : Location, optional
+        Of the target: how messages name it, without its credentials.
 
     Returns
     -------
@@ -108,12 +112,14 @@ def write_region(array: zarr.Array[Any], box: Box, data: npt.NDArray[Any]) -> in
         view = zarr.Array(zarr.AsyncArray(metadata, at, {"write_empty_chunks": False}))
         view[box.slices()] = data
     except Exception as error:
-        raise_target_error("write", f"{array.store_path} {box}", error)
+        _raise("write", array, box, error, place)
     return sum(blank.sizes)
 
 
-def sync_region(array: zarr.Array[Any], box: Box) -> None:
+def sync_region(array: zarr.Array[Any], box: Box, place: Location | None = None) -> None:
     """Force the objects of a region to the disk, so that they survive a power cut.
+
+    Arguments as for :func:`write_region`.
 
     Only local files need it, and only against the death of the machine: what another process was
     told is written survives the death of the writer anyway.  Elsewhere this does nothing.
@@ -131,7 +137,16 @@ def sync_region(array: zarr.Array[Any], box: Box) -> None:
         for path in [*written, *sorted({path.parent for path in written})]:
             fsync(path)
     except OSError as error:
-        raise_target_error("flush", f"{array.store_path} {box}", error)
+        _raise("flush", array, box, error, place)
+
+
+def _raise(
+    action: str, array: zarr.Array[Any], box: Box, error: Exception, place: Location | None
+) -> NoReturn:
+    if place is None:
+        raise_target_error(action, f"{array.store_path} {box}", error)
+    where = f"{place.display.rstrip('/')}/{array.path.rpartition('/')[2]}"
+    raise_target_error(action, f"{where} {box}", error, place.storage_options)
 
 
 def _check_aligned(where: str, box: Box, shape: Sequence[int], unit: Sequence[int]) -> None:
