@@ -23,7 +23,7 @@ from zarr.storage import MemoryStore
 
 import geopatch_dask as gp
 from geopatch_dask.aggregation.several import members_of, outputs_for
-from geopatch_dask.testing import Cut, assert_same_bytes, read_back
+from geopatch_dask.testing import Cut, assert_layout_invariant, assert_same_bytes, read_back
 
 Array = npt.NDArray[Any]
 
@@ -207,6 +207,74 @@ def test_coordinates_of_a_finer_grid_are_centres() -> None:
     plan.run("sync")
     found = gp.open(plan.target)
     np.testing.assert_allclose(found.lat, [3.25, 2.75, 2.25, 1.75, 1.25, 0.75, 0.25, -0.25])
+
+
+# ---- the class axis ------------------------------------------------------------------------------
+
+FEW = [Cut((4, 4), (4, 4)), Cut((12, 8), (6, 8))]
+
+
+def scored(x: Array) -> Array:
+    """Two levels, three classes: (2, h, w) -> (2, 3, h, w)."""
+    x = np.nan_to_num(x)
+    scores = np.stack([np.abs(x), np.abs(x - x.mean()), np.full_like(x, 0.5)], axis=1)
+    return np.asarray(scores / scores.sum(axis=1, keepdims=True))
+
+
+def classes_last(x: Array) -> Array:
+    """(2, h, w) -> (2, h, w, 3) of a model, turned round as the engine wants it."""
+    return np.moveaxis(np.moveaxis(scored(x), 1, -1), -1, 0)
+
+
+@pytest.mark.parametrize(
+    ("axis", "operator", "dims"),
+    [
+        (1, scored, None),
+        (-1, scored, None),
+        ("class", scored, ("level", "class")),
+        (0, classes_last, None),
+        ("class", classes_last, ("class", "level")),
+    ],
+)
+def test_the_class_axis_may_be_any_that_can_be_named(axis: Any, operator: Any, dims: Any) -> None:
+    field = gp.ArrayField(np.random.default_rng(7).normal(size=(2, 13, 17)))
+    for several in (False, True):
+        vote = gp.SoftVote(3, axis)
+        aggregation: Any = {"c": vote, "m": gp.Mean()} if several else vote
+        patcher = gp.Patcher(gp.Rectangular((6, 6)), gp.RegularStride((4, 5)), None, aggregation)
+        output: Any = gp.Output(name="c", dims=dims)
+        run = partial(beside, operator=operator) if several else operator
+        found = assert_layout_invariant(
+            *(field, patcher, run),
+            output={"c": output, "m": gp.Output("m", dims=("a", "b"))} if several else output,
+            cuts=FEW,
+        )
+        plain = gp.Patcher(
+            gp.Rectangular((6, 6)), gp.RegularStride((4, 5)), None, gp.SoftVote(3, 1)
+        )
+        expected = plain.merge((p.with_data(scored(p.data)) for p in plain.split(field)), field)
+        for part in ("", "_share", "_votes"):
+            assert_same_bytes(found[f"c{part}"], expected[f"data{part}"], part)
+
+
+def beside(x: Array, operator: Any) -> dict[str, Array]:
+    return {"c": operator(x), "m": scored(x)}
+
+
+def test_the_names_of_a_plan_are_those_of_its_output() -> None:
+    field = gp.ArrayField(np.ones((2, 8, 8)))
+    vote = gp.SoftVote(3, "class")
+    patcher = gp.Patcher(gp.Rectangular((4, 4)), gp.RegularStride((4, 4)), None, vote)
+    output = gp.Output(dims=("level", "class"))
+    plan = gp.plan(field, patcher, scored, MemoryStore(), output=output, slots=1)
+    assert plan.arrays[0].dims == ("level", "y", "x")
+    assert plan.patcher.aggregation == gp.SoftVote(3, 1), "as it is stored, and told apart"
+    for wrong in (None, gp.Output(dims=("level", "kind"))):
+        with pytest.raises(gp.OptionError, match=r"axis='class'.* gp.Output\(dims=") as caught:
+            gp.plan(field, patcher, scored, MemoryStore(), output=wrong, slots=1)
+        assert "\n" not in str(caught.value)
+        with pytest.raises(gp.OptionError, match=r"axis='class'"):
+            patcher.merge([], field, wrong)
 
 
 # ---- masked arrays ------------------------------------------------------------------------------

@@ -238,6 +238,21 @@ class Aggregation(Configurable):
         """Names of the leading axes that come out, given those of the operator's result."""
         return dims
 
+    def named(self, dims: tuple[str, ...] | None) -> Aggregation:
+        """The same, where options may name the leading axes of the operator's result.
+
+        Parameters
+        ----------
+        dims : tuple of str or None
+            Those of the :class:`~geopatch_dask.aggregation.Output`.
+
+        Raises
+        ------
+        OptionError
+            For an axis that is not among them.
+        """
+        return self
+
     def labels(self) -> dict[str, tuple[float, ...]]:
         """Labels of leading axes that the aggregation adds."""
         return {}

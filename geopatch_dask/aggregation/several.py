@@ -23,7 +23,16 @@ from geopatch_dask.patch.config import Configurable
 from geopatch_dask.patch.grid import PatchGrid
 from geopatch_dask.patch.patch import Patch
 
-__all__ = ["Several", "array_name", "collect", "entries", "map_arrays", "members_of", "outputs_for"]
+__all__ = [
+    "Several",
+    "array_name",
+    "collect",
+    "entries",
+    "map_arrays",
+    "members_of",
+    "named",
+    "outputs_for",
+]
 
 Array = npt.NDArray[Any]
 
@@ -100,6 +109,19 @@ def outputs_for(members: Mapping[str, Aggregation], output: Any) -> dict[str, Ou
             raise OptionError("give one Output per key: output={'name': gp.Output(...), ...}")
         return {"": output}
     return {key: given.get(key) or Output(name=key or "data") for key in members}
+
+
+def named(
+    members: Mapping[str, Aggregation], outputs: Mapping[str, Output]
+) -> dict[str, Aggregation]:
+    """The aggregations, with numbers for the axes that they name.
+
+    Raises
+    ------
+    OptionError
+        For an axis that its output does not name.
+    """
+    return {key: member.named(outputs[key].dims) for key, member in members.items()}
 
 
 def array_name(output: Output, part: str) -> str:
@@ -223,6 +245,7 @@ def collect(
     ndarray or Rows, or dict of name to one of these where there are several
     """
     outputs = outputs_for(members, output)
+    members = named(members, outputs)
     running = {key: _running(member, grid, outputs[key]) for key, member in members.items()}
     for patch in patches:
         for key, values in entries(patch.data, members).items():

@@ -6,7 +6,7 @@ the cell got.  Votes are counted in integers, probabilities summed in float64 in
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -135,9 +135,11 @@ class SoftVote(Aggregation):
     ----------
     k : int
         Number of classes.
-    axis : int
+    axis : int or str
         Which of the axes before the patch axes holds the classes, counted from the front of the
-        operator's result for one patch (``0``), or from the last leading axis (``-1``).
+        operator's result for one patch (``0``), or from the last leading axis (``-1``); or its name
+        in ``gp.Output(dims=...)``.  Patch axes come last in every result: an operator that has the
+        classes behind them returns ``numpy.moveaxis(result, -1, 0)``.
 
     Notes
     -----
@@ -147,15 +149,33 @@ class SoftVote(Aggregation):
     """
 
     k: int
-    axis: int = 0
+    axis: int | str = 0
 
     def __post_init__(self) -> None:
         cells_of((self.k,), "k")
-        if isinstance(self.axis, bool) or not isinstance(self.axis, int):
-            raise OptionError(f"axis must be a whole number, got {self.axis!r}")
+        if isinstance(self.axis, bool) or not isinstance(self.axis, int | str):
+            raise OptionError(f"axis must be a whole number, or a name, got {self.axis!r}")
+
+    def named(self, dims: tuple[str, ...] | None) -> SoftVote:
+        """The number of an axis that was named."""
+        if isinstance(self.axis, int):
+            return self
+        if self.axis not in (dims or ()):
+            told = f"has {', '.join(dims)}" if dims else "names none"
+            raise OptionError(
+                f"SoftVote({self.k}, axis={self.axis!r}): the output {told}; name the axes of the "
+                f"operator's result before the patch, gp.Output(dims=(..., {self.axis!r}, ...))"
+            )
+        return replace(self, axis=(dims or ()).index(self.axis))
+
+    def _from_front(self, n: int) -> int:
+        """The class axis among ``n`` leading ones."""
+        if isinstance(self.axis, str):
+            raise OptionError(f"SoftVote axis {self.axis!r} has no number yet; call named(dims)")
+        return self.axis + n if self.axis < 0 else self.axis
 
     def _position(self, leading: Leading) -> int:
-        position = self.axis + len(leading) if self.axis < 0 else self.axis
+        position = self._from_front(len(leading))
         if not 0 <= position < len(leading) or leading[position] != self.k:
             raise OperatorError(
                 f"SoftVote({self.k}, axis={self.axis}) needs {self.k} classes there, but the "
@@ -169,7 +189,7 @@ class SoftVote(Aggregation):
 
     def unseen(self, riding: Leading) -> Leading:
         """The classes, and the riding axes of the field."""
-        position = self.axis + len(riding) + 1 if self.axis < 0 else self.axis
+        position = self._from_front(len(riding) + 1)
         position = min(max(position, 0), len(riding))
         return (*riding[:position], self.k, *riding[position:])
 
@@ -215,7 +235,7 @@ class SoftVote(Aggregation):
 
     def part_dims(self, dims: tuple[str, ...]) -> tuple[str, ...]:
         """All but the class axis."""
-        position = self.axis + len(dims) if self.axis < 0 else self.axis
+        position = self._from_front(len(dims))
         return dims[:position] + dims[position + 1 :]
 
     def parts(self, leading: Leading, dtype: np.dtype[Any]) -> dict[str, Part]:

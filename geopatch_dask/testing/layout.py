@@ -37,10 +37,9 @@ from geopatch_dask import fields
 from geopatch_dask.aggregation import Output
 from geopatch_dask.aggregation.keyed import Rows
 from geopatch_dask.aggregation.passes import reduce_leaves
-from geopatch_dask.aggregation.several import keyed_of, members_of, outputs_for, part_dtypes
+from geopatch_dask.aggregation.several import keyed_of, members_of, named, outputs_for, part_dtypes
 from geopatch_dask.aggregation.splits import Seen, assert_merges
 from geopatch_dask.aggregation.statistic import Statistic
-from geopatch_dask.aggregation.table import arrow
 from geopatch_dask.errors import OptionError, VerificationError
 from geopatch_dask.execute import api
 from geopatch_dask.execute.api import Plan, UncoveredWarning
@@ -52,12 +51,11 @@ from geopatch_dask.patch.patcher import Patcher
 from geopatch_dask.planning.context import Context
 from geopatch_dask.planning.operator import Operator
 from geopatch_dask.store.location import Location
+from geopatch_dask.testing.same import assert_same_bytes, assert_same_table
 
 __all__ = [
     "Cut",
     "assert_layout_invariant",
-    "assert_same_bytes",
-    "assert_same_table",
     "assert_statistic",
     "merged",
     "read_back",
@@ -160,6 +158,7 @@ def merged(
     source, run = fields.as_field(field), Operator.of(operator)
     members = members_of(patcher.aggregation)
     keyed, outputs = keyed_of(members), outputs_for(members, output)
+    members = named(members, outputs)
     if context is not None:
         run = replace(run, context=True)
     if not patcher.n_anchors(source):
@@ -197,71 +196,6 @@ def read_back(target: Any, name: str = "data") -> Array:
     place = Location.of(target)
     group = zarr.open_group(place.zarr_store(read_only=True), path=place.path or None, mode="r")
     return np.asarray(group[name][...])  # type: ignore[index]  # an array, not a group
-
-
-def assert_same_bytes(found: Array, expected: Array, what: str = "the output") -> None:
-    """Raise unless two arrays have the same dtype, shape and bytes (NaN payloads and -0.0 too).
-
-    Raises
-    ------
-    VerificationError
-        Naming the first cell that differs, both values, and how many differ.
-    """
-    if found.dtype != expected.dtype or found.shape != expected.shape:
-        raise VerificationError(
-            f"{what} is {found.dtype} {found.shape}, expected {expected.dtype} {expected.shape}"
-        )
-    if found.tobytes() == expected.tobytes():
-        return
-    differs = np.atleast_1d(_bits(found) != _bits(expected))
-    first = tuple(int(i) for i in np.argwhere(differs)[0])
-    raise VerificationError(
-        f"{what} differs in {int(differs.sum()):,} of {differs.size:,} cells; the first is "
-        f"{first}: {np.atleast_1d(found)[first]!r}, expected {np.atleast_1d(expected)[first]!r}"
-    )
-
-
-def assert_same_table(found: Any, expected: Any, what: str = "the table") -> None:
-    """Raise unless two tables have the same columns, metadata and bytes.
-
-    Parameters
-    ----------
-    found, expected : pyarrow.Table
-    what : str
-
-    Raises
-    ------
-    VerificationError
-        Naming what differs: the schema, the number of rows, or the first row and column.
-    """
-    if not found.schema.equals(expected.schema, check_metadata=True):
-        raise VerificationError(f"{what} has columns {found.schema}, expected {expected.schema}")
-    if found.num_rows != expected.num_rows:
-        raise VerificationError(f"{what} has {found.num_rows} rows, expected {expected.num_rows}")
-    if _stream(found) == _stream(expected):
-        return
-    for row in range(found.num_rows):
-        for name in found.schema.names:
-            ours, theirs = (table.select([name]).slice(row, 1) for table in (found, expected))
-            if _stream(ours) != _stream(theirs):
-                raise VerificationError(
-                    f"{what} differs, first in row {row}, column {name!r}: "
-                    f"{ours[name][0]}, expected {theirs[name][0]}"
-                )
-
-
-def _stream(table: Any) -> bytes:
-    """A table as Arrow's bytes, cut to what it holds."""
-    pa = arrow()
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table.take(pa.array(np.arange(table.num_rows))))
-    data: bytes = sink.getvalue().to_pybytes()
-    return data
-
-
-def _bits(array: Array) -> Array:
-    return np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}")
 
 
 def assert_layout_invariant(
