@@ -152,7 +152,6 @@ def build(
     outputs = outputs_for(members, output)
     members = named(members, outputs)
     patcher = replace(patcher, aggregation=members.get("") or Several(members))
-    run, first = _passes(operator, context, over, outputs)
     grid = _grid(source, patcher, members, outputs)
     if grid.per_patch and chunks is None and not isinstance(outer, str):
         chunks = _outer_cells(outer, source, grid)  # a table has no chunks to align with
