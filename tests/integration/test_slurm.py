@@ -270,8 +270,10 @@ def test_workers_retire_before_the_walltime(
     work.check(reference, {})
     assert not work.records("failed")
     attempts = {name: record["attempts"] for name, record in work.records().items()}
-    # Nobody takes over what the last worker has in hand when it retires: that is started again,
-    # once somebody comes, and not held against it.
+    # A worker that retires hands over what it holds.  The last one cannot: nobody is there to take
+    # the plan.  Dask then says that it could not be retired, it ends all the same, and the two
+    # super-tiles that it has (one at work, one in its queue) count as lost with their machine:
+    # they are started again, once somebody comes, and not held against anybody.
     assert sum(n > 1 for n in attempts.values()) <= 2, (attempts, work.said())
     assert max(attempts.values()) <= 2, (attempts, work.said())
 
