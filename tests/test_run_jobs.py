@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -291,6 +292,37 @@ def test_a_run_tells_and_listens(tmp_path: Path) -> None:
     assert not heart.beat(done=4)
     heart.end()
     assert runs(ledger) == []
+
+
+@pytest.mark.parametrize("why", [KeyboardInterrupt, None])
+def test_who_is_interrupted_does_not_wait_for_a_store_that_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: type[BaseException] | None
+) -> None:
+    from geopatch_dask.execute import drive
+
+    monkeypatch.setattr(drive, "BEAT", 0.01)
+    monkeypatch.setattr(drive, "LAST_WORDS", 0.05)
+    plan, asked, answers = planned(tmp_path), threading.Event(), threading.Event()
+    told: list[str] = []
+
+    class Deaf(Heartbeat):
+        def beat(self, **numbers: Any) -> bool:
+            if threading.current_thread() is not threading.main_thread():
+                asked.set()
+                answers.wait(30)
+            return True
+
+        def end(self) -> None:
+            told.append("end")
+
+    monkeypatch.setattr(drive, "Heartbeat", Deaf)
+    with suppress(KeyboardInterrupt), drive.Pulse(plan, 0, 9, RunState.begin()):
+        assert asked.wait(10)
+        if why is not None:
+            raise why
+        answers.set()
+    assert told == ([] if why else ["end"])
+    answers.set()
 
 
 def test_a_run_that_died_is_told_apart(tmp_path: Path) -> None:

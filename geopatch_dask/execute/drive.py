@@ -38,6 +38,8 @@ __all__ = ["Cancelled", "Pulse", "drive"]
 
 #: Seconds between two looks at the clock when nothing is told.
 TICK = 0.5
+#: Seconds that a run which ends by an exception tries to say so beside the target.
+LAST_WORDS = 5.0
 
 OnOutcome = Callable[[Outcome], None]
 #: Takes what workers told, and how many backups there have been.
@@ -83,8 +85,15 @@ class Pulse:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, why: type[BaseException] | None, *_: object) -> None:
         self._over.set()
+        # Requests to a store that does not answer are repeated for minutes, and nobody who presses
+        # Ctrl-C waits for that.  A run of which nothing is heard counts as dead anyway.
+        ending = threading.Thread(target=self._end, name="geopatch-pulse-end", daemon=True)
+        ending.start()
+        ending.join(None if why is None else LAST_WORDS)
+
+    def _end(self) -> None:
         self._thread.join()
         self._heart.end()
 
