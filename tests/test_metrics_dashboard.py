@@ -102,6 +102,7 @@ def test_the_dashboard_can_be_imported() -> None:
         assert apart_x or apart_y, (one, other)
 
 
+@pytest.mark.deploy
 @pytest.mark.parametrize("name", ["prometheus.yml", "kubernetes.yml"])
 def test_configurations_are_what_prometheus_takes(name: str, tmp_path: Path) -> None:
     if shutil.which("promtool") is None:
