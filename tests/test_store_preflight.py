@@ -214,8 +214,6 @@ class TestWithoutListing:
                 ledger.put(record(tile))
             ledger.put_failed(record("t1", "failed"))
             assert list(ledger.done(expected=tiles)) == tiles[::2]
-            assert list(ledger.done("l" * 16, expected=tiles)) == tiles[::2]
-            assert ledger.done("other", expected=tiles) == {}
             assert list(ledger.failed(expected=iter(tiles))) == ["t1"]
             ledger.folder.write("tiles/t3.json", b"torn")
             assert list(ledger.done(expected=tiles)) == tiles[::2]

@@ -205,17 +205,13 @@ class Ledger:
         self.withdraw(tile)
         self.forget_failure(tile)
 
-    def done(
-        self, layout: str | None = None, expected: Iterable[str] | None = None
-    ) -> dict[str, Record]:
+    def done(self, expected: Iterable[str] | None = None) -> dict[str, Record]:
         """Records of super-tiles that are done or empty, keyed by id, in order of ordinals.
 
         A record that cannot be trusted counts as not done and is told in :attr:`problems`.
 
         Parameters
         ----------
-        layout : str, optional
-            Trust only records of this layout: under another one, ids mean other cells.
         expected : iterable of str, optional
             Ids to ask for one by one where listing is forbidden.  Records of other super-tiles
             (of another layout) are not found then.
@@ -224,7 +220,7 @@ class Ledger:
         ------
         TargetError
         """
-        return self._scan("tiles", layout, expected)
+        return self._scan("tiles", expected)
 
     def names(self) -> list[str]:
         """Ids of super-tiles that have a record, trusted or not; nothing is read.
@@ -252,15 +248,11 @@ class Ledger:
                 raise
             return set()
 
-    def failed(
-        self, layout: str | None = None, expected: Iterable[str] | None = None
-    ) -> dict[str, Record]:
+    def failed(self, expected: Iterable[str] | None = None) -> dict[str, Record]:
         """Records of super-tiles that were given up, keyed by id; otherwise as :meth:`done`."""
-        return self._scan("failed", layout, expected)
+        return self._scan("failed", expected)
 
-    def _scan(
-        self, kind: str, layout: str | None, expected: Iterable[str] | None
-    ) -> dict[str, Record]:
+    def _scan(self, kind: str, expected: Iterable[str] | None) -> dict[str, Record]:
         folder, tiles = self._present(kind, expected)
         self.problems = []
         good: list[Record] = []
@@ -271,11 +263,9 @@ class Ledger:
             except RecordError as error:
                 return error
 
-        for tile, found in zip(tiles, _each(read, tiles), strict=True):
+        for found in _each(read, tiles):
             if isinstance(found, RecordError):
                 self.problems.append(str(found))
-            elif found is not None and layout is not None and found.layout != layout:
-                self.problems.append(f"{kind}/{tile}.json: of another layout ({found.layout!r})")
             elif found is not None:
                 good.append(found)
         return {record.id: record for record in sorted(good, key=lambda r: r.ordinal)}
@@ -338,6 +328,10 @@ class Ledger:
             try:
                 layout = json.loads(self.read_plan() or "{}").get("layout", {})
             except RecordError:  # who reads the plan will tell
+                return None
+            except TargetError as error:  # to who may not list, what is absent is forbidden
+                if error.kind != "forbidden":
+                    raise
                 return None
             with suppress(KeyError, TypeError, ValueError):
                 self._known = tuple(layout["dims"]), tuple(map(int, layout["shape"]))
