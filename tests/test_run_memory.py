@@ -18,7 +18,11 @@ from sample_rasters import write_terrain
 from zarr.storage import MemoryStore
 
 import geopatch_dask as gp
+from geopatch_dask.aggregation import passes
+from geopatch_dask.aggregation.statistic import merge_tree
+from geopatch_dask.execute.first_pass import context_of
 from geopatch_dask.execute.kernel import Kernel
+from geopatch_dask.execute.stage import leaf_runs, run_leaves, settle_context
 
 MIB = 1 << 20
 
@@ -127,6 +131,72 @@ def test_irregular_anchors_hold_a_whole_super_tile_and_say_so() -> None:
         memory_limit="64 GiB",
     )
     assert peak(plan) <= 1.05 * planned(plan)
+
+
+# ---- first passes --------------------------------------------------------------------------------
+
+
+def rows_of(x: Any, context: Any = None) -> Any:
+    return np.broadcast_to(x, (12, *x.shape))
+
+
+@pytest.mark.parametrize(
+    ("statistic", "over"),
+    [
+        (gp.Quantiles(), "field"),
+        (gp.Quantiles(), "output"),
+        (gp.Reservoir(50_000), "field"),
+        (gp.ApproxMode(), "output"),
+    ],
+    ids=repr,
+)
+def test_a_first_pass_stays_within_the_plan(statistic: gp.Statistic, over: str) -> None:
+    """States of a megabyte and more per band, in the task of all leaves, and while recorded."""
+    field = gp.ArrayField(np.ones((12, 200, 200), "f4"))
+    if over == "output":
+        field = gp.ArrayField(np.ones((200, 200), "f4"))
+    patcher = gp.Patcher(gp.Rectangular((20, 20)), gp.RegularStride((20, 20)))
+    operator = gp.Operator(rows_of if over == "output" else with_context, memory=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(passes, "BLOCK_EDGE", 100)
+        patch.setattr(passes, "PATCHES_PER_LEAF", 25)
+        plan = gp.plan(
+            *(field, patcher, operator, MemoryStore()),
+            context=statistic, over=over, slots=1, memory_limit="64 GiB",
+        )  # fmt: skip
+        found = peak_of(lambda: whole_pass(plan))
+    assert found <= plan.memory.first_pass, f"{found / MIB:.1f} MiB, planned {plan.memory}"
+    assert found >= 0.3 * plan.memory.first_pass, f"{found / MIB:.1f} MiB, planned {plan.memory}"
+    assert plan.memory.total >= plan.memory.reserved + plan.memory.first_pass
+
+
+def with_context(x: Any, context: Any) -> Any:
+    return x
+
+
+def whole_pass(plan: gp.Plan) -> None:
+    """All leaves in tasks, whose states stay; then the tree, and the record."""
+    states = [run_leaves(plan, *run) for run in leaf_runs(plan)]
+    settle_context(plan, merge_tree(context_of(plan).statistic, states))
+
+
+def peak_of(call: Any) -> int:
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        call()
+        return tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_a_first_pass_found_is_held_in_the_second() -> None:
+    field = gp.ArrayField(np.ones((40, 40)))
+    patcher = gp.Patcher(gp.Rectangular((20, 20)), gp.RegularStride((20, 20)))
+    plan = gp.plan(
+        *(field, patcher, with_context, MemoryStore()), context=gp.Reservoir(100_000), slots=1
+    )
+    assert plan.memory.context >= 8 * 100_000
 
 
 # ---- resident sets of real workers ---------------------------------------------------------------

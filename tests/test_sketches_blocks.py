@@ -56,6 +56,23 @@ def alone(values: Array, statistic: gp.Statistic, name: str, cells: int) -> Arra
     return np.stack(rows, axis=-2)
 
 
+def test_integers_that_float64_has_not_are_refused() -> None:
+    """ApproxMode gives values back exactly; a cell per block could not."""
+    even, odd = np.full((4, 4), 2**53 + 2), np.full((4, 4), 2**53 + 1)
+    job = gp.per_block(even, gp.ApproxMode(1), "values", 4)
+    found = merged(job["field"], job["patcher"], job["operator"], job["output"])
+    assert found.item() == 2**53 + 2
+    job = gp.per_block(odd, gp.ApproxMode(1), "values", 4)
+    with pytest.raises(gp.OperatorError, match=f"is {2**53 + 1}, beyond the integers"):
+        gp.plan(**job, target=MemoryStore())
+
+
+@pytest.mark.parametrize("cells", [(2, 4), [2, 4], {"y": 2, "x": 4}])
+def test_blocks_are_as_long_as_wide(cells: Any) -> None:
+    with pytest.raises(gp.OptionError, match=r"as long as wide.*give one number"):
+        gp.per_block(np.ones((8, 8)), gp.MinMax(), "max", cells)
+
+
 @pytest.mark.parametrize(("statistic", "name", "extra"), SAID, ids=lambda v: repr(v)[:20])
 def test_every_block_by_itself_in_any_layout(
     statistic: gp.Statistic, name: str, extra: tuple[int, ...]

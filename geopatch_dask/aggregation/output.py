@@ -46,6 +46,9 @@ class Output(Configurable):
     scale : int, or "n/d"
         Cells of the output per cell of the field along every patch axis: 4 for a super-resolution
         operator, ``"1/2"`` (or 0.5) for one that halves.
+    returns : str or None
+        What an operator that no plan tries (``Operator(trial=False)``) returns: its dtype, after
+        the lengths of its leading axes where it has some, ``"float32"`` or ``"(5,)float32"``.
 
     Raises
     ------
@@ -60,6 +63,7 @@ class Output(Configurable):
     dims: tuple[str, ...] | None = None
     attrs: Mapping[str, Any] = field(default_factory=dict)
     scale: int | float | str = 1
+    returns: str | None = None
 
     def __post_init__(self) -> None:
         if self.factor <= 0:
@@ -74,6 +78,8 @@ class Output(Configurable):
         if self.dtype is not None:
             object.__setattr__(self, "dtype", str(checked_dtype(self.dtype)))
             fill_for(np.dtype(self.dtype), self.fill_value)
+        if self.returns is not None:
+            _ = self.declared
 
     @property
     def factor(self) -> Fraction:
@@ -82,6 +88,18 @@ class Output(Configurable):
             return Fraction(self.scale).limit_denominator(1 << 16)
         except (ValueError, ZeroDivisionError, OverflowError, TypeError):
             raise OptionError(f"scale {self.scale!r} is no fraction; write 4 or '1/2'") from None
+
+    @property
+    def declared(self) -> tuple[tuple[int, ...], np.dtype[Any]]:
+        """Leading axes and dtype that ``returns`` says; those of one float64 where it is None."""
+        try:
+            found = np.dtype(self.returns)
+        except (TypeError, ValueError, SyntaxError):
+            raise OptionError(
+                f"returns {self.returns!r} is no dtype; write 'float32', or '(5,)float32' with "
+                "the lengths of leading axes"
+            ) from None
+        return found.shape, checked_dtype(found.base)
 
 
 def checked_dtype(dtype: npt.DTypeLike) -> np.dtype[Any]:

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from geopatch_dask.aggregation.base import valid_cells
 from geopatch_dask.aggregation.statistic import Statistic, StatisticState, joined
 from geopatch_dask.errors import OperatorError
 from geopatch_dask.patch.boxes import Box
@@ -32,7 +33,7 @@ from geopatch_dask.patch.grid import PatchGrid
 from geopatch_dask.patch.patch import Patch
 from geopatch_dask.patch.patcher import Readable, patch_of, read_cells
 
-__all__ = ["FieldPass", "OutputPass", "Pass", "reduce_leaves"]
+__all__ = ["FieldPass", "OutputPass", "Pass", "banded", "pass_bytes", "reduce_leaves", "runs_of"]
 
 Array = npt.NDArray[Any]
 
@@ -43,10 +44,22 @@ BLOCK_BYTES = 32 << 20
 LEAF_COPIES = 5
 #: Consecutive patches that make one leaf.
 PATCHES_PER_LEAF = 64
+#: Tasks per worker slot; their states stay with the workers until the pass is over.
+TASKS_PER_SLOT = 8
+#: A state while it is recorded, in its own size: itself, and four times 4/3 of it as text.
+RECORDING = 7
 
 
 class Pass(ABC):
-    """The leaves of a first pass."""
+    """The leaves of a first pass.
+
+    Attributes
+    ----------
+    bands : int
+        Of every value; 0 as long as nobody knows.
+    """
+
+    bands: int = 0
 
     @property
     @abstractmethod
@@ -126,10 +139,15 @@ class OutputPass(Pass):
     field : Field
     grid : PatchGrid
     run : callable ``patches -> results``
-        The operator, without a context.  Results are arrays of shape (*leading, *patch), seen as
-        ``prod(leading)`` bands, or vectors of parameters, one number per band.
+        The operator, without a context.  Results are arrays of shape (*leading, *patch), at the
+        scale of the grid, seen as ``prod(leading)`` bands, or vectors of parameters, one number
+        per band.  Of an array, what lies beyond the output is not seen: nobody writes it.
     batch : int
         Patches per call.
+    missing : float, int or None
+        The operator's own word for "no answer".
+    shape : (int, int)
+        Bands of a result, and values per band; 0 where they are not known.
     """
 
     def __init__(
@@ -138,14 +156,19 @@ class OutputPass(Pass):
         grid: PatchGrid,
         run: Callable[[Sequence[Patch]], Sequence[Any]],
         batch: int = 1,
+        missing: float | int | None = None,
+        shape: tuple[int, int] = (0, 0),
     ) -> None:
         self.field, self.grid, self.run, self.batch = field, grid, run, batch
+        self.missing, self.shape = missing, shape
+        self.bands = shape[0]
 
     @property
     def leaf_bytes(self) -> int:
         """A batch of patches, their results, and float64 copies of one result."""
         riding = math.prod(self.field.domain.size(dim) for dim in self.grid.riding)
-        return 8 * math.prod(self.grid.size) * riding * (2 * self.batch + LEAF_COPIES)
+        most = max(math.prod(self.grid.size) * riding, math.prod(self.shape))
+        return 8 * most * (2 * self.batch + LEAF_COPIES)
 
     @property
     def leaves(self) -> int:
@@ -177,24 +200,45 @@ class OutputPass(Pass):
         self, statistic: Statistic, state: StatisticState | None, pending: list[Patch]
     ) -> StatisticState | None:
         results = self.run(pending) if pending else []
+        cells = math.prod(self.grid.out_size)
         for patch, result in zip(pending, results, strict=True):
-            values = banded(result, patch)
+            written = self.grid.written(patch.indices)
+            values = banded(result, written, written.intersect(self.grid.box), self.missing)
+            self.bands = self.bands or len(values)
+            if len(values) != self.bands:
+                raise OperatorError(
+                    f"pass 1 got {len(values)} bands for patch {patch.ordinal} at {patch.anchor} "
+                    f"and {self.bands} before; let the operator return as many for every patch"
+                )
             if state is None:
                 state = statistic.init(len(values))
-            cells = math.prod(self.grid.size)
             keys = np.uint64(patch.ordinal * cells) + np.arange(values.shape[1], dtype=np.uint64)
             statistic.update(state, values, keys)
         pending.clear()
         return state
 
 
-def banded(result: Any, patch: Patch) -> Array:
-    """An operator's result as (bands, n).
+def banded(result: Any, covers: Box, seen: Box, missing: float | int | None = None) -> Array:
+    """An operator's result as values of a statistic.
+
+    Parameters
+    ----------
+    result
+        An array whose last axes are the cells of ``covers``, or a vector of parameters.
+    covers, seen : Box
+        The cells of an array, and those of them that count.
+    missing : float, int or None
+        A value that stands for NaN, too.  Integers are promoted then, as those of a field are,
+        whether they have it or not.
+
+    Returns
+    -------
+    ndarray, shape (bands, n), C-contiguous
 
     Raises
     ------
     OperatorError
-        When it is neither an array over the patch nor a vector.
+        When it is neither an array over the patch nor a vector, or holds no real numbers.
     """
     if isinstance(result, dict | tuple):
         raise OperatorError(
@@ -202,16 +246,53 @@ def banded(result: Any, patch: Patch) -> Array:
             f"{type(result).__name__}; give over= an operator that returns what to summarise"
         )
     values = np.asarray(result)
-    ndim = patch.indices.ndim
-    if values.ndim >= ndim and values.shape[values.ndim - ndim :] == patch.indices.shape:
-        lead = values.shape[: values.ndim - ndim]
-        return np.ascontiguousarray(values).reshape(math.prod(lead), -1)
-    if values.ndim <= 1:
-        return values.reshape(-1, 1)
-    raise OperatorError(
-        f"pass 1 got shape {values.shape} for a patch of {patch.indices.shape}; return an array "
-        "over the patch, or a vector of parameters"
-    )
+    if values.dtype.kind not in "iufb":
+        raise OperatorError(f"pass 1 got dtype {values.dtype}; return real numbers")
+    if values.ndim >= covers.ndim and values.shape[values.ndim - covers.ndim :] == covers.shape:
+        bands = math.prod(values.shape[: values.ndim - covers.ndim])
+        values = values[seen.index(covers.start)].reshape(bands, seen.cells)
+    elif values.ndim <= 1:
+        values = values.reshape(-1, 1)
+    else:
+        raise OperatorError(
+            f"pass 1 got shape {values.shape}, {covers.shape} was expected of that patch; return "
+            "an array over the patch (at the scale of the output), or a vector of parameters"
+        )
+    if missing is not None:
+        valid = valid_cells(values, missing)
+        values = values.astype(np.result_type(values.dtype, np.float32))
+        if valid is not None:
+            values[~valid] = np.nan
+    return np.ascontiguousarray(values)
+
+
+def runs_of(leaves: int, slots: int) -> list[tuple[int, int]]:
+    """Ranges of leaves, one per task: aligned powers of two, so that the tree stays the same.
+
+    Where there is no leaf, one empty range: its state has seen nothing.
+
+    Examples
+    --------
+    >>> runs_of(20, slots=1)
+    [(0, 4), (4, 8), (8, 12), (12, 16), (16, 20)]
+    """
+    run = 1
+    while leaves / run > TASKS_PER_SLOT * slots:
+        run *= 2
+    return [(first, min(first + run, leaves)) for first in range(0, max(leaves, 1), run)]
+
+
+def pass_bytes(source: Pass, statistic: Statistic, slots: int) -> int:
+    """Bytes that a worker slot holds in a first pass, beyond an idle worker.
+
+    A leaf; the states of the tasks that are done; and either those of half-finished subtrees of
+    one more (a merge makes a new one), or what recording the last one takes.
+    """
+    state = sum(array.nbytes for array in statistic.init(source.bands or 1).values())
+    runs = runs_of(source.leaves, slots)
+    done = -(-len(runs) // slots)
+    subtrees = max(last - first for first, last in runs).bit_length() + 2
+    return source.leaf_bytes + state * (done + max(subtrees, RECORDING))
 
 
 def reduce_leaves(source: Pass, statistic: Statistic, first: int, last: int) -> StatisticState:
@@ -227,7 +308,7 @@ def reduce_leaves(source: Pass, statistic: Statistic, first: int, last: int) -> 
             size *= 2
         stack.append((size, state))
     if not stack:
-        return statistic.init(1)
+        return statistic.init(source.bands or 1)
     # What is left over has strictly falling sizes; the tree joins it from the right.
     state = stack.pop()[1]
     while stack:

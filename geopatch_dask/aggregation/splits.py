@@ -48,6 +48,8 @@ class Seen(Statistic):
 
     def finalize(self, state: StatisticState) -> dict[str, Any]:
         """All values in order, (bands, n), and their keys, (n,)."""
+        if not self.pieces:  # a field without patches
+            return {"values": np.zeros((1, 0)), "keys": np.zeros(0, np.uint64)}
         values, keys = zip(*self.pieces, strict=True)
         return {"values": np.concatenate(values, axis=1), "keys": np.concatenate(keys)}
 

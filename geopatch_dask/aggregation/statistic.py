@@ -32,7 +32,7 @@ Writing your own::
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,8 +40,6 @@ import numpy.typing as npt
 
 from geopatch_dask.errors import OptionError
 from geopatch_dask.patch.config import Configurable
-from geopatch_dask.patch.grid import PatchGrid
-from geopatch_dask.patch.patcher import Readable
 
 __all__ = ["Statistic", "StatisticState", "joined", "merge_tree"]
 
@@ -90,40 +88,6 @@ class Statistic(Configurable):
     @abstractmethod
     def finalize(self, state: StatisticState) -> Mapping[str, Any]:
         """What the state says: numbers or small arrays by name."""
-
-    def collect(
-        self,
-        field: Readable,
-        grid: PatchGrid,
-        over: str,
-        operator: Callable[..., Any] | None = None,
-    ) -> dict[str, Any]:
-        """Reduce a whole field in this process; see :meth:`geopatch_dask.Patcher.reduce`.
-
-        Raises
-        ------
-        OptionError
-            When ``over`` is unknown, or needs an operator; when the statistic does not merge.
-        """
-        from geopatch_dask.aggregation.passes import (  # passes builds on this module
-            FieldPass,
-            OutputPass,
-            Pass,
-            reduce_leaves,
-        )
-
-        source: Pass = FieldPass(field, grid)
-        if over == "output":
-            if operator is None:
-                raise OptionError('over="output" reduces what an operator returns: give one')
-            call = operator
-            source = OutputPass(field, grid, lambda patches: [call(p.data) for p in patches])
-        elif over != "field":
-            raise OptionError(f"over {over!r} is neither 'field' nor 'output'")
-        state = reduce_leaves(source, self, 0, source.leaves)
-        if source.leaves < 2:  # nothing was merged: a plan would refuse what cannot be
-            joined(self, {name: array.copy() for name, array in state.items()}, state)
-        return dict(self.finalize(state))
 
 
 def joined(statistic: Statistic, left: StatisticState, right: StatisticState) -> StatisticState:

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from geopatch_dask.aggregation.passes import reduce_leaves
-from geopatch_dask.aggregation.statistic import StatisticState
+from geopatch_dask.aggregation.passes import reduce_leaves, runs_of
+from geopatch_dask.aggregation.statistic import StatisticState, joined
 from geopatch_dask.errors import RecordError
 from geopatch_dask.execute.first_pass import Care, CarefulPass, context_of
 from geopatch_dask.execute.metrics import count_leaves
@@ -35,8 +35,6 @@ __all__ = [
     "settle_context",
 ]
 
-#: Tasks of pass 1 per worker slot.
-TASKS_PER_SLOT = 8
 #: Where it failed, if at no leaf.
 JOINING = "when two states of its statistic were merged"
 SETTLING = "when what it found was recorded"
@@ -46,12 +44,9 @@ CARE = Care()
 
 
 def leaf_runs(plan: PlanBase) -> list[tuple[int, int]]:
-    """Ranges of leaves, one per task: aligned powers of two, so that the tree stays the same."""
-    leaves = context_of(plan).source(plan.field, plan.grid, plan.operator).leaves
-    run = 1
-    while leaves / run > TASKS_PER_SLOT * plan.slots:
-        run *= 2
-    return [(first, min(first + run, leaves)) for first in range(0, leaves, run)]
+    """Ranges of leaves, one per task, see :func:`~geopatch_dask.aggregation.passes.runs_of`."""
+    source = context_of(plan).source(plan.field, plan.grid, plan.operator)
+    return runs_of(source.leaves, plan.slots)
 
 
 def run_leaves(plan: PlanBase, first: int, last: int, care: Care = CARE) -> StatisticState:
@@ -84,7 +79,7 @@ def join_states(
     def call() -> StatisticState:
         # A task must not change its inputs: Dask may run it again.
         kept = {name: array.copy() for name, array in left.items()}
-        return context_of(plan).statistic.merge(kept, right)
+        return joined(context_of(plan).statistic, kept, right)
 
     return care.take(plan, call, lambda: JOINING)
 

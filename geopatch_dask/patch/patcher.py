@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -16,7 +15,7 @@ import numpy.typing as npt
 from geopatch_dask.errors import OptionError
 from geopatch_dask.patch.anchors import Anchors
 from geopatch_dask.patch.boxes import Box
-from geopatch_dask.patch.config import Configurable, from_config
+from geopatch_dask.patch.config import Configurable, from_config, load_object
 from geopatch_dask.patch.domain import GridDomain
 from geopatch_dask.patch.geometry import Rectangular
 from geopatch_dask.patch.grid import PatchGrid
@@ -24,7 +23,7 @@ from geopatch_dask.patch.patch import Patch
 from geopatch_dask.patch.sampler import Sampler
 from geopatch_dask.patch.window import Boxcar, Window
 
-__all__ = ["Merger", "Patcher", "Readable", "Reducer", "patch_of", "read_cells"]
+__all__ = ["Merger", "Patcher", "Readable", "patch_of", "read_cells"]
 
 
 class Readable(Protocol):
@@ -54,20 +53,6 @@ class Merger(Protocol):
 
     def get_config(self) -> dict[str, Any]:
         """Plain JSON."""
-        ...
-
-
-class Reducer(Protocol):
-    """What the patcher needs of a statistic; see :mod:`geopatch_dask.aggregation.statistic`."""
-
-    def collect(
-        self,
-        field: Readable,
-        grid: PatchGrid,
-        over: str,
-        operator: Callable[..., Any] | None,
-    ) -> dict[str, Any]:
-        """Reduce a whole field."""
         ...
 
 
@@ -203,9 +188,10 @@ class Patcher:
     def reduce(
         self,
         field: Readable,
-        statistic: Reducer,
-        over: str = "field",
-        operator: Callable[..., Any] | None = None,
+        statistic: Any,
+        over: Callable[..., Any] | Any = "field",
+        operator: Callable[..., Any] | Any = None,
+        output: Any = None,
     ) -> dict[str, Any]:
         """A statistic in this process: the same numbers as the first pass of a plan.
 
@@ -213,10 +199,13 @@ class Patcher:
         ----------
         field : Field
         statistic : Statistic
-        over : {"field", "output"}
-            Each cell of the field once; or what ``operator`` makes of each patch, once.
-        operator : callable ``array -> array``
-            For ``over="output"``.
+        over : "field", "output", or an operator
+            Each cell of the field once; what ``operator`` makes of each patch, once; or what
+            another operator makes of it.
+        operator : callable ``array -> array``, Operator or ``"module:name"``
+            For ``over="output"``; called as a plan calls it.
+        output
+            As for :meth:`merge`, for ``over="output"``: at which scale, and what is missing.
 
         Returns
         -------
@@ -227,14 +216,16 @@ class Patcher:
         OptionError
             When ``over`` is unknown, or the statistic does not merge, as for a plan.
         """
-        return statistic.collect(field, self.grid(field.domain), over, operator)
+        # By name, as for aggregations: operators live some floors up.
+        reduced = load_object("geopatch_dask.planning.context:reduced")
+        return cast(dict[str, Any], reduced(self, field, statistic, over, operator, output))
 
     def two_pass(
         self,
         field: Readable,
-        operator: Callable[..., Any],
-        statistic: Reducer,
-        over: Callable[..., Any] | str = "field",
+        operator: Callable[..., Any] | Any,
+        statistic: Any,
+        over: Callable[..., Any] | Any = "field",
         output: Any = None,
     ) -> Any:
         """Reduce, then split, operate and merge with the result, in this process.
@@ -243,22 +234,16 @@ class Patcher:
         ----------
         field, statistic
             As for :meth:`reduce`.
-        operator : callable ``(array, context=...) -> array``
+        operator : callable ``(array, context=...) -> array``, Operator or ``"module:name"``
             ``context`` is what :meth:`reduce` returned; None in a first pass over its own output.
-        over : "field", "output", or a callable ``array -> array``
+        over : "field", "output", or an operator
             What the first pass sees: the field, what ``operator`` makes of it with
-            ``context=None``, or what another function makes of it.
+            ``context=None``, or what another operator makes of it.
         output
             As for :meth:`merge`.
         """
-        if callable(over):
-            context = self.reduce(field, statistic, "output", over)
-        else:
-            context = self.reduce(field, statistic, over, partial(operator, context=None))
-        patches = (
-            patch.with_data(operator(patch.data, context=context)) for patch in self.split(field)
-        )
-        return self.merge(patches, field.domain, output)
+        run = load_object("geopatch_dask.planning.context:in_two_passes")
+        return run(self, field, operator, statistic, over, output)
 
     # ---- configuration --------------------------------------------------------------------
 

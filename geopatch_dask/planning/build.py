@@ -26,12 +26,19 @@ from geopatch_dask.patch.grid import UNIT, PatchGrid
 from geopatch_dask.patch.patcher import Patcher
 from geopatch_dask.patch.sampler import RegularStride
 from geopatch_dask.planning.choose import Candidate, check_memory, choose
-from geopatch_dask.planning.context import Context
+from geopatch_dask.planning.context import Context, missing_of
 from geopatch_dask.planning.core import fingerprint_parts, output_domain
 from geopatch_dask.planning.cost import cost_of
 from geopatch_dask.planning.memory import MemoryModel, MemoryPlan, Shapes, memory_of
 from geopatch_dask.planning.operator import Operator
-from geopatch_dask.planning.probe import Probe, Product, probe, product_of
+from geopatch_dask.planning.probe import (
+    Probe,
+    Product,
+    built,
+    declared,
+    probe,
+    product_of,
+)
 from geopatch_dask.planning.supertile import Layout, write_units
 from geopatch_dask.planning.sweep import sweep_of
 from geopatch_dask.planning.tables import Table, memory_of_rows, table_of
@@ -52,6 +59,8 @@ class MemoryOf:
     batch: int
     model: MemoryModel
     first_pass: int = 0
+    context: int = 0
+    declared: int = 0
     tables: tuple[Table, ...] = ()
 
     def __call__(self, layout: Layout) -> MemoryPlan:
@@ -92,8 +101,9 @@ class MemoryOf:
                 flushed=max((self._flushed(p) for p in self.products), default=0),
                 may_miss=self.field.may_miss,
                 reader=self._reader(),
-                operator=max(self.found.workspace - known, 0),
+                operator=max(max(self.found.workspace - known, 0) + self.found.kept, self.declared),
                 first_pass=self.first_pass,
+                context=self.context,
                 rows=memory_of_rows(self.tables, math.prod(cost.most_touched)),
             ),
             self.model,
@@ -146,10 +156,10 @@ def build(
     source = fields.as_field(field)
     if not isinstance(patcher, Patcher):
         raise OptionError(f"patcher must be a Patcher, got {patcher!r}")
-    run, first = _passes(operator, context, over)
     location = Location.of(target)
     members = members_of(patcher.aggregation)
     outputs = outputs_for(members, output)
+    run, first = _passes(operator, context, over, outputs)
     members = named(members, outputs)
     patcher = replace(patcher, aggregation=members.get("") or Several(members))
     grid = _grid(source, patcher, members, outputs)
@@ -160,13 +170,17 @@ def build(
         _over_axes(chunks, source, grid, "chunks"),
         _over_axes(shards, source, grid, "shards"),
     )
-    known = first.standin(source, patcher, run) if first is not None else None
-    found = probe(source, patcher, run, grid.scale, known)
+    found, first, known = _found(source, patcher, run, first, outputs, grid)
     products, tables = _results(source, members, outputs, found, grid)
     _check_names(products, tables, location)
     model = MemoryModel()
-    leaf = first.source(source, grid, run).leaf_bytes if first is not None else 0
-    memory = MemoryOf(grid, source, products, found, run.batch or 1, model, leaf, tables)
+    memory = MemoryOf(
+        *(grid, source, products, found, run.batch or 1, model),
+        first_pass=first.bytes(source, grid, run, slots) if first is not None else 0,
+        context=sum(getattr(value, "nbytes", 8) for value in known.values()),
+        declared=int(run.memory),
+        tables=tables,
+    )
     base = Layout(grid.dims, grid.shape, cut or kept, kept, cut)
     layout, rejected = _layout(outer, base, source, grid, memory, memory_limit, slots, model)
     output_domain(source.domain, products, grid)
@@ -193,19 +207,50 @@ def _passes(
     operator: Operator | Callable[..., Any] | str,
     statistic: Statistic | None,
     over: Operator | Callable[..., Any] | str,
+    outputs: Mapping[str, Output],
 ) -> tuple[Operator, Context | None]:
     """The operator, ready to be sent, and the first pass where there is one."""
     run = Operator.of(operator)
     first = None
     if statistic is not None:
         run = replace(run, context=True)
-        first = Context.of(statistic, over)
+        first = Context.of(statistic, over, missing_of(outputs.get("")))
     elif not isinstance(over, str) or over != "field":
         raise OptionError("over= belongs to a first pass: give context= a statistic")
     run.check_picklable()
     if not isinstance(run.function, str | FunctionType):
         run = run.copied()  # what an object builds while it runs here is not the user's to keep
     return run, first
+
+
+def _found(
+    field: Field,
+    patcher: Patcher,
+    run: Operator,
+    first: Context | None,
+    outputs: Mapping[str, Output],
+    grid: PatchGrid,
+) -> tuple[Probe, Context | None, dict[str, Any]]:
+    """What the operator does, tried or declared; the first pass, and what it may give."""
+    fit = first.fit if first is not None else None
+    if fit is not None and not fit.trial:
+        raise OptionError(
+            f"over= operator {fit.name} has trial=False, but a first pass is planned by trying "
+            "what it sees; plan where it can run, or let over= be an operator that runs here"
+        )
+    known: dict[str, Any] = {}
+    tried = [operator for operator in (run, fit) if operator is not None and operator.trial]
+    members = members_of(patcher.aggregation)
+    found = None if run.trial else declared(run, members, outputs, field)
+    with built(tried) as kept:
+        if first is not None:
+            if found is not None and fit is None and first.over == "output":
+                bands = math.prod(found.entries.get("", ((), ""))[0])
+                first = replace(first, shape=(bands, math.prod(grid.out_size)))
+            known, first = first.standin(field, patcher, grid, run)
+        if found is None:
+            found = probe(field, patcher, run, grid.scale, known if first is not None else None)
+    return replace(found, kept=kept), first, known
 
 
 def _grid(

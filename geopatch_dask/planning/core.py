@@ -380,7 +380,13 @@ def _context_config(context: Context | None) -> dict[str, Any] | None:
     if context is None:
         return None
     fit = context.fit and _operator_config(context.fit)
-    return {"statistic": to_json(context.statistic), "over": context.over, "fit": fit}
+    return {
+        "statistic": to_json(context.statistic),
+        "over": context.over,
+        "fit": fit,
+        "missing": to_json(context.missing),
+        "shape": list(context.shape),
+    }
 
 
 def _context(data: Mapping[str, Any]) -> Context | None:
@@ -390,9 +396,13 @@ def _context(data: Mapping[str, Any]) -> Context | None:
         if "context" in data["parts"]:
             raise OptionError("the first pass of the stored plan was in memory only; plan again")
         return None
-    fit = stored["fit"]
+    fit, missing = stored["fit"], stored.get("missing")
     return Context(
-        Statistic.from_config(stored["statistic"]), stored["over"], fit and Operator(**fit)
+        Statistic.from_config(stored["statistic"]),
+        stored["over"],
+        fit and Operator(**fit),
+        _number(missing),
+        tuple(stored.get("shape", (0, 0))),
     )
 
 

@@ -107,7 +107,10 @@ def _what(plan: PlanBase, numbers: dict[str, Any]) -> Iterator[tuple[str, str]]:
         f"window {_axis(patcher.window)}, {_axis(patcher.aggregation)}, "
         f"boundary {patcher.geometry.boundary}",
     )
-    yield "operator", f"{plan.operator.name}  {plan.seconds_per_patch * 1e3:.2f} ms per patch here"
+    took = f"{plan.seconds_per_patch * 1e3:.2f} ms per patch here"
+    if not plan.operator.trial:
+        took = "not tried, its time is unknown"
+    yield "operator", f"{plan.operator.name}  {took}"
     arrays = "; ".join(_array(plan, a) for a in plan.arrays)
     yield "target", "  ".join([plan.target.display, arrays]).strip()
     for name, told in numbers["tables"].items():
@@ -149,7 +152,8 @@ def _how_much(plan: PlanBase, numbers: dict[str, Any]) -> Iterator[tuple[str, st
         f"{bytes_text(memory.total)} per worker slot, {memory.total / plan.memory_limit:.0%} of "
         f"{bytes_text(plan.memory_limit)}  ({parts})",
     )
-    yield "operator time", f"{seconds_text(numbers['operator_seconds'])} on {plan.slots} slots"
+    if plan.operator.trial:
+        yield "operator time", f"{seconds_text(numbers['operator_seconds'])} on {plan.slots} slots"
     yield "fingerprint", plan.fingerprint[:16]
 
 
@@ -173,6 +177,8 @@ def _on_nodes(nodes: Nodes, found: Forecast) -> Iterator[tuple[str, str]]:
     )
     shares = ", ".join(f"{k} {seconds_text(v)}" for k, v in found.work.items() if v >= 0.05)
     waves = f"{found.waves:,} waves" if found.waves > 1 else "1 wave"
+    if not found.work.get("operator"):
+        waves += ", without the operator, whose time is unknown"
     yield (
         "wall time",
         f"{seconds_text(found.seconds)} in {waves}, bound by {_BOUND[found.bound]}  "

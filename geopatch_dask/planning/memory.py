@@ -8,9 +8,13 @@
       + band       g_r b_in W_r u          a band of u rows arriving
       + state      b_acc W (P_w + lag + q) ring of accumulators; lag: rows a batch stays behind
       + batch      B (b_in + g_o b_out) P^d    patches, results, temporaries
-      + operator                           what the operator takes (measured, or declared)
+      + operator                           a model and what a call takes (measured, or declared)
       + flush      (g_f 8 + g_w b_out) W q     rows being divided, rounded, encoded
       + rows                               rows of tables, until the super-tile ends
+      + context                            what a first pass found
+
+or, where it is more, reserved + reader + operator + first pass: its leaves and states, which are
+gone before the first super-tile.
 
 W is the width of the super-tile, W_r of what it reads, q the write unit, P the patch, per leading
 entry; "rows" are along the first patch axis.  Without a sweep (irregular anchors) the ring and the
@@ -86,9 +90,11 @@ class Shapes:
         Whether cells may be missing.
     reader, operator : int, bytes
     first_pass : int, bytes
-        What a task of a first pass holds, beyond the operator's own.
+        What a slot holds in a first pass, beyond the operator's own.
     rows : int, bytes
         Of the tables of one super-tile.
+    context : int, bytes
+        Of what a first pass found.
     """
 
     rows_in: int
@@ -110,6 +116,7 @@ class Shapes:
     operator: int
     first_pass: int
     rows: int = 0
+    context: int = 0
 
 
 @dataclass(frozen=True)
@@ -126,11 +133,13 @@ class MemoryPlan:
     flush: int
     first_pass: int = 0
     rows: int = 0
+    context: int = 0
 
     @property
     def total(self) -> int:
         """Bytes in all; a first pass is over before the second begins."""
-        second = self.input + self.band + self.state + self.batch + self.flush + self.rows
+        second = self.input + self.band + self.state + self.batch + self.flush
+        second += self.rows + self.context
         return self.reserved + self.reader + self.operator + max(second, self.first_pass)
 
     def to_json(self) -> dict[str, int]:
@@ -154,4 +163,5 @@ def memory_of(shapes: Shapes, model: MemoryModel) -> MemoryPlan:
         flush=s.width * s.flush * s.flushed,
         first_pass=s.first_pass,
         rows=s.rows,
+        context=s.context,
     )

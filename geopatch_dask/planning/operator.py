@@ -74,8 +74,13 @@ class Operator:
         Whether the function takes ``context=``, the result of a first pass; set by a plan that has
         one.
     memory : int or str, bytes
-        Working memory of one call beyond inputs and results, where the measurement at plan time
-        cannot see it (allocations outside numpy, such as a model's): ``2 << 30`` or ``"2 GiB"``.
+        What the operator takes beyond inputs and results, a model and its working memory, where
+        the measurement at plan time cannot see it (allocations outside numpy during a call):
+        ``2 << 30`` or ``"2 GiB"``.
+    trial : bool
+        Whether a plan tries the operator.  False for one that cannot run where plans are made
+        (no GPU there): then say what a trial would have found, by ``memory`` here and
+        ``Output(returns=)``.  Workers check it.
     """
 
     function: Callable[..., Any] | str
@@ -88,6 +93,7 @@ class Operator:
     version: str | None = None
     context: bool = False
     memory: int | str = 0
+    trial: bool = True
 
     def __post_init__(self) -> None:
         if self.memory != 0:
@@ -162,7 +168,8 @@ class Operator:
     # ---- calling ---------------------------------------------------------------------------
 
     @cached_property
-    def _key(self) -> str:
+    def key(self) -> str:
+        """What tells what it builds from what others build."""
         return repr(self.identity())
 
     def load(self) -> Callable[..., Any]:
@@ -172,7 +179,7 @@ class Operator:
             if not callable(loaded):
                 raise OperatorError(f"operator {self.name} is not callable: {loaded!r}")
             return loaded
-        key = self._key
+        key = self.key
         with _building:
             if key not in _built:
                 make = (
@@ -186,11 +193,16 @@ class Operator:
                 _built[key] = made
             return _built[key]
 
+    @property
+    def built(self) -> bool:
+        """Whether this process holds what the factory built."""
+        return self.factory and self.key in _built
+
     def forget(self) -> None:
         """Drop what a factory built in this process, so that the next call builds it anew."""
         if self.factory:
             with _building:
-                _built.pop(self._key, None)
+                _built.pop(self.key, None)
 
     def run(
         self,
@@ -206,7 +218,7 @@ class Operator:
         patches : sequence of Patch
         scale : Fraction or None
             Cells of the result per cell of the patch, along every patch axis; None: the result may
-            have any shape.
+            have any shape, and is masked where it has that of the patch.
         context : mapping or None
             For operators with ``context=True``, what pass 1 found.
         keyed : frozenset of str
@@ -234,10 +246,9 @@ class Operator:
             results = [call(self._input(p.data), **options) for p in patches]
         else:
             results = self._run_batch(call, options, patches, keyed)
-        if scale is None:
-            return results
+        settle = self._masked if scale is None else partial(self._checked, scale=scale)
         return [
-            map_arrays(partial(self._checked, patch=patch, scale=scale), result, keyed)
+            map_arrays(partial(settle, patch=patch), result, keyed)
             for result, patch in zip(results, patches, strict=True)
         ]
 
@@ -289,13 +300,19 @@ class Operator:
             raise OperatorError(
                 f"operator {self.name} returned dtype {result.dtype}; return real numbers"
             )
-        if self.missing == "mask" and patch.data.dtype.kind == "f":
-            if scale != 1:
-                raise OperatorError(
-                    "missing='mask' needs results on the grid of the field; at another scale let "
-                    "the operator return NaN where it has no answer"
-                )
-            gone = np.isnan(patch.data).reshape(-1, *patch.indices.shape).any(axis=0)
+        if scale != 1 and self.missing == "mask" and patch.data.dtype.kind == "f":
+            raise OperatorError(
+                "missing='mask' needs results on the grid of the field; at another scale let "
+                "the operator return NaN where it has no answer"
+            )
+        return self._masked(result, patch)
+
+    def _masked(self, result: Array, patch: Patch) -> Array:
+        """NaN where the patch had one, if that was to be masked and the result has its cells."""
+        shape = patch.indices.shape
+        over = result.shape[max(result.ndim - len(shape), 0) :] == shape
+        if self.missing == "mask" and patch.data.dtype.kind == "f" and over:
+            gone = np.isnan(patch.data).reshape(-1, *shape).any(axis=0)
             # a dtype that has NaN, also where nothing is missing: it must always be the same
             result = result.astype(np.result_type(result.dtype, np.float32))
             result[..., gone] = np.nan

@@ -1,22 +1,27 @@
 """Run the operator on a few patches before anything is planned, and believe what it does.
 
-Output dtype, leading axes, working memory and seconds per patch are measured, not asked for.  An
-operator that breaks its contract (shape, dtype, pickling) is caught here, before a target exists.
+Output dtype, leading axes, memory and seconds per patch are measured, not asked for.  An operator
+that breaks its contract (shape, dtype, pickling) is caught here, before a target exists.  One that
+cannot run here is believed instead, by what it declares, and caught on the workers.
 """
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import time
 import tracemalloc
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from dataclasses import field as dataclass_field
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from geopatch_dask.aggregation import Aggregation, Output
+from geopatch_dask.aggregation import Aggregation, ByIndex, Output
 from geopatch_dask.aggregation.rows import Row, rows_of
 from geopatch_dask.aggregation.several import (
     array_name,
@@ -34,7 +39,23 @@ from geopatch_dask.patch.patch import Patch
 from geopatch_dask.patch.patcher import Patcher
 from geopatch_dask.planning.operator import Operator
 
-__all__ = ["OutputArray", "Probe", "Product", "TriedRows", "probe", "product_of"]
+__all__ = [
+    "OutputArray",
+    "Probe",
+    "Product",
+    "TriedRows",
+    "built",
+    "declared",
+    "probe",
+    "product_of",
+]
+
+
+#: Bytes of a model that the process that plans does not keep for a run of its own.
+LARGE_MODEL = 16 << 20
+
+#: What factories were measured to keep, by the key of their operators.
+_kept: dict[str, int] = {}
 
 
 @dataclass(frozen=True)
@@ -113,17 +134,20 @@ class Probe:
     entries : dict of key to ``(leading axes, dtype)``
         Of results that are arrays.
     seconds : float
-        Per patch, from the fastest call.
+        Per patch, from the fastest call; 0 where it was not tried.
     workspace : int, bytes
         Peak of what numpy allocated during one call, inputs and result included.
     rows : dict of key to list of TriedRows
         Of results that are rows of a table.
+    kept : int, bytes
+        What building it took, and keeps: a model.
     """
 
     entries: dict[str, tuple[tuple[int, ...], str]]
     seconds: float
     workspace: int
     rows: dict[str, list[TriedRows]] = dataclass_field(default_factory=dict)
+    kept: int = 0
 
 
 def probe(
@@ -169,7 +193,82 @@ def probe(
                     "return one shape and dtype always (array.astype(...))"
                 )
         seconds, workspace = min(seconds, took), max(workspace, peak)
-    return Probe(found, seconds, max(workspace, int(operator.memory)), rows)
+    return Probe(found, seconds, workspace, rows)
+
+
+def declared(
+    operator: Operator,
+    members: Mapping[str, Aggregation],
+    outputs: Mapping[str, Output],
+    field: Field,
+) -> Probe:
+    """What an operator that is not to be tried says of itself.
+
+    Raises
+    ------
+    OptionError
+        Naming all that it does not say.
+    """
+    lacking = [] if operator.memory else ["Operator(memory=...), all that it takes"]
+    found: dict[str, tuple[tuple[int, ...], str]] = {}
+    for key, member in members.items():
+        whose = f" of {key!r}" if key else ""
+        if isinstance(member, ByIndex):
+            lacking += [] if member.columns is not None else [f"ByIndex(schema=...){whose}"]
+            continue
+        if outputs[key].returns is None:
+            lacking.append(f"Output(returns='float32' or '(5,)float32'){whose}, the result's dtype")
+        leading, dtype = outputs[key].declared
+        if operator.missing == "mask" and field.dtype.kind == "f":
+            dtype = np.result_type(dtype, np.float32)
+        stacked = (len(member.inputs),) if member.inputs else ()
+        found[key] = ((*stacked, *leading), str(dtype))
+    if lacking:
+        raise OptionError(
+            f"operator {operator.name} is not tried (trial=False); say what a trial would have "
+            f"found: {'; '.join(lacking)}"
+        )
+    return Probe(found, 0.0, 0)
+
+
+@contextmanager
+def built(operators: Iterable[Operator]) -> Iterator[int]:
+    """Build what factories make, for a while; gives the bytes that they keep, whole MiB.
+
+    Measured once per process, by how much its resident set grows, which has the allocations of
+    native runtimes, too; 0 where the system does not tell.  In the end, a large one that was built
+    here is dropped: this process need not compute anything.
+    """
+    factories = {operator.key: operator for operator in operators if operator.factory}
+    found = {key for key, operator in factories.items() if operator.built}
+    try:
+        for key, operator in factories.items():
+            if key not in _kept:
+                operator.forget()
+                _trim()
+                before = _resident()
+                operator.load()
+                _trim()
+                _kept[key] = max(_resident() - before, 0) >> 20 << 20
+        yield sum(_kept[key] for key in factories)
+    finally:
+        for key, operator in factories.items():
+            if key not in found and _kept.get(key, LARGE_MODEL) >= LARGE_MODEL:
+                operator.forget()
+
+
+def _resident() -> int:
+    """Bytes of this process in memory."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
+    except OSError:
+        return 0
+
+
+def _trim() -> None:
+    """Give freed memory back, where the C library can: it would hide what is allocated next."""
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _try(

@@ -17,7 +17,7 @@ depends on the layout: blocks are fixed, and one block is always summarised in o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,10 +25,11 @@ import numpy as np
 
 from geopatch_dask import fields
 from geopatch_dask.aggregation import Max, Output
-from geopatch_dask.aggregation.passes import banded
+from geopatch_dask.aggregation.passes import banded, places
 from geopatch_dask.aggregation.statistic import Statistic
-from geopatch_dask.errors import OptionError
+from geopatch_dask.errors import OperatorError, OptionError
 from geopatch_dask.fields.base import Field
+from geopatch_dask.patch.boxes import Box
 from geopatch_dask.patch.geometry import Rectangular, cells_of
 from geopatch_dask.patch.patch import Patch
 from geopatch_dask.patch.patcher import Patcher
@@ -55,9 +56,10 @@ class _Summary:
         result = patch.data
         if self.operator is not None:
             result = self.operator.run([patch], scale=None)[0]
-        values = banded(result, patch)
+        inside, keys = _places(patch)
+        values = banded(result, patch.indices, inside)
         state = self.statistic.init(len(values))
-        self.statistic.update(state, values, _places(patch)[: values.shape[1]])
+        self.statistic.update(state, values, keys[: values.shape[1]])
         numbers = _numbers(self.statistic, state, self.name)
         if numbers.shape[:1] == (len(values),):  # one entry per band: laid out as the bands are
             numbers = numbers.reshape(_bands(result, patch) + numbers.shape[1:])
@@ -65,13 +67,29 @@ class _Summary:
 
 
 def _numbers(statistic: Statistic, state: Any, name: str) -> Any:
-    """One of the numbers of a state, as float64: the dtype must not depend on the values."""
+    """One of the numbers of a state, as float64: the dtype must not depend on the values.
+
+    Raises
+    ------
+    OptionError
+        When there is no such number; OperatorError where float64 has not the value.
+    """
     found: Mapping[str, Any] = statistic.finalize(state)
     if name not in found:
         raise OptionError(
             f"{type(statistic).__name__} has no {name!r}; it gives {', '.join(found)}"
         )
-    return np.asarray(found[name], np.float64)
+    exact = np.asarray(found[name])
+    numbers = exact.astype(np.float64)
+    if exact.dtype.kind in "iuO":
+        for given, made in zip(exact.ravel().tolist(), numbers.ravel().tolist(), strict=True):
+            if isinstance(given, int) and int(made) != given:
+                raise OperatorError(
+                    f"{name!r} of {type(statistic).__name__} is {given}, beyond the integers that "
+                    "float64 has (2**53), and such a cell is a float64; subtract an offset from "
+                    "the values first: per_patch(..., operator=)"
+                )
+    return numbers
 
 
 def _bands(result: Any, patch: Patch) -> tuple[int, ...]:
@@ -81,15 +99,13 @@ def _bands(result: Any, patch: Patch) -> tuple[int, ...]:
     return shape[:-ndim] if shape[-ndim:] == patch.indices.shape else shape
 
 
-def _places(patch: Patch) -> Any:
-    """A number for every cell of a patch, unique in the field."""
+def _places(patch: Patch) -> tuple[Box, Any]:
+    """The cells of a patch that the field has, and a number for each, unique in the field."""
     if patch.domain is None:
         raise OptionError("a patch without a domain has no places")
     shape = [patch.domain.size(dim) for dim in patch.patch_dims]
-    limits = zip(patch.indices.start, patch.indices.stop, shape, strict=True)
-    axes = [np.arange(a, b) % n for a, b, n in limits]
-    index = np.ravel_multi_index(tuple(np.meshgrid(*axes, indexing="ij")), shape)
-    return index.ravel().astype(np.uint64)
+    inside = patch.indices.intersect(Box.of_shape(shape))
+    return inside, places(inside, shape)
 
 
 def per_patch(
@@ -165,6 +181,11 @@ def per_block(
     field = fields.as_field(source)
     ndim = min(len(field.domain.dims), 2)
     edge = _edge(field, ndim) if cells is None else cells
+    if isinstance(edge, Sequence | Mapping):
+        raise OptionError(
+            f"cells {edge!r}: blocks are as long as wide, because one scale holds for all axes of "
+            "an output; give one number, the edge of a block"
+        )
     cells_of((edge,), "cells")
     return {
         "field": field,
