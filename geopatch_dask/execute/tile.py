@@ -48,7 +48,7 @@ from geopatch_dask.store.template import open_array, sync_region, write_region
 __all__ = ["finish_tile", "give_up", "run_tile"]
 
 #: Lines of a traceback kept in a record.
-TRACEBACK_LINES = 40
+TRACEBACK_LINES = 60
 #: How often a super-tile is written again because another run gave it up meanwhile.
 ROUNDS = 3
 
