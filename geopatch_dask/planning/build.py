@@ -159,9 +159,9 @@ def build(
     location = Location.of(target)
     members = members_of(patcher.aggregation)
     outputs = outputs_for(members, output)
-    run, first = _passes(operator, context, over, outputs)
     members = named(members, outputs)
     patcher = replace(patcher, aggregation=members.get("") or Several(members))
+    run, first = _passes(operator, context, over, outputs)
     grid = _grid(source, patcher, members, outputs)
     if grid.per_patch and chunks is None and not isinstance(outer, str):
         chunks = _outer_cells(outer, source, grid)  # a table has no chunks to align with
