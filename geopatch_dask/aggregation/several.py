@@ -353,7 +353,7 @@ def _check_classes(part: Part, dtype: np.dtype[Any], output: Output) -> None:
     if part.classes - 1 > room:
         raise OptionError(
             f"output {output.name!r}: {dtype} cannot hold {part.classes} classes and a fill value; "
-            f"use dtype={str(part.dtype)!r}, or leave dtype out"
+            f"use {part.dtype}, or leave the dtype out"
         )
 
 

@@ -161,17 +161,17 @@ class SoftVote(Aggregation):
         if isinstance(self.axis, int):
             return self
         if self.axis not in (dims or ()):
-            told = f"has {', '.join(dims)}" if dims else "names none"
+            there = f"only {', '.join(dims)}" if dims else "none at all"
             raise OptionError(
-                f"SoftVote({self.k}, axis={self.axis!r}): the output {told}; name the axes of the "
-                f"operator's result before the patch, gp.Output(dims=(..., {self.axis!r}, ...))"
+                f"SoftVote({self.k}): the output has no axis named {self.axis!r}, {there}; name "
+                "all axes of the operator's result before the patch: gp.Output(dims=...)"
             )
         return replace(self, axis=(dims or ()).index(self.axis))
 
     def _from_front(self, n: int) -> int:
         """The class axis among ``n`` leading ones."""
         if isinstance(self.axis, str):
-            raise OptionError(f"SoftVote axis {self.axis!r} has no number yet; call named(dims)")
+            raise OptionError(f"SoftVote axis {self.axis!r} has no number yet; call named() first")
         return self.axis + n if self.axis < 0 else self.axis
 
     def _position(self, leading: Leading) -> int:

@@ -289,8 +289,8 @@ def _refuse_statistic(value: object) -> None:
     if answers and not hasattr(value, "weighted"):
         raise OptionError(
             f"{type(value).__name__} is a statistic, which has one answer for many cells, and no "
-            "aggregation of the patches over one: give it to plan(context=...) or patcher.reduce, "
-            "or to per_block for one answer per block"
+            "aggregation of the patches over one: a first pass takes it (context=), and so do "
+            "patcher.reduce, and per_block for one answer per block"
         )
 
 
