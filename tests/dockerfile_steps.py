@@ -16,7 +16,8 @@ import re
 import shlex
 import shutil
 import subprocess
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -130,7 +131,7 @@ exec chroot $root /usr/bin/env -i {env} \
 def build(
     path: Path,
     context: Path,
-    bases: dict[str, Path],
+    bases: Mapping[str, Path | Image],
     work: Path,
     arguments: dict[str, str] | None = None,
 ) -> Image:
@@ -139,8 +140,8 @@ def build(
     Parameters
     ----------
     path, context : path
-    bases : mapping of image name to tree
-        What FROM may name.
+    bases : mapping of image name to tree or image
+        What FROM may name; an image hands down its environment, user and commands, too.
     work : path
         An empty folder on a file system that overlays can lie on; unmount with :func:`discard`.
     arguments : mapping, optional
@@ -175,13 +176,18 @@ def discard(work: Path) -> None:
         subprocess.run(["umount", "--lazy", str(merged)], check=False)
 
 
-def _stage(base: str, stages: dict[str, Image], bases: dict[str, Path], place: Path) -> Image:
-    below = stages[base].root if base in stages else bases[base]
+def _stage(
+    base: str, stages: dict[str, Image], bases: Mapping[str, Path | Image], place: Path
+) -> Image:
+    found = stages[base] if base in stages else bases[base]
+    below = found.root if isinstance(found, Image) else found
     for name in ("over", "scrap", "root"):
         (place / name).mkdir(parents=True)
     layers = f"lowerdir={below},upperdir={place / 'over'},workdir={place / 'scrap'}"
     command = ["mount", "-t", "overlay", "overlay", "-o", layers, str(place / "root")]
     subprocess.run(command, check=True)
+    if isinstance(found, Image):
+        return replace(found, root=place / "root", env=dict(found.env), labels=dict(found.labels))
     return Image(place / "root", env={"PATH": _SYSTEM_PATH})
 
 

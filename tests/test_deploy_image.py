@@ -228,6 +228,30 @@ def size(folder: Path) -> int:
 
 
 @pytest.mark.integration
+def test_the_image_for_gpus_is_the_same_and_a_package_more(image: Image, tmp_path: Path) -> None:
+    """Its steps on top of the other; in place of PyTorch, which is gigabytes, a small package."""
+    if engine():
+        tag, base = "geopatch-dask:gpu-under-test", "geopatch-dask:under-test"
+        given = ["--build-arg", f"IMAGE={base}", "--build-arg", "TORCH=iniconfig"]
+        words = ["docker", "build", "-q", *given, "-f", str(FILES[1]), "-t", tag, str(ROOT)]
+        subprocess.run(words, check=True)
+        asked = ["docker", "run", "--rm", tag, "python", "-c", "import geopatch_dask, iniconfig"]
+        subprocess.run(asked, check=True)
+        return
+    try:
+        bases = {f"geopatch-dask:{gp.__version__}": image}
+        made = build(FILES[1], ROOT, bases, tmp_path, {"TORCH": "iniconfig"})
+        assert (made.user, made.entrypoint) == (image.user, image.entrypoint)
+        assert made.env["NVIDIA_DRIVER_CAPABILITIES"] == "compute,utility"
+        assert not (made.root / "opt/uv").exists()
+        told = made.run(["python", "-c", "import geopatch_dask, iniconfig, os; print(os.getuid())"])
+        assert told.stdout == "10001\n", told.stderr
+        assert "iniconfig" in image.run(["python", "-c", "import iniconfig"]).stderr
+    finally:
+        discard(tmp_path)
+
+
+@pytest.mark.integration
 def test_the_image_runs_as_nobody_on_a_sealed_root(image: Image) -> None:
     told = image.run(["geopatch", "--version"])
     assert (told.returncode, told.stdout) == (0, f"geopatch {gp.__version__}\n"), told.stderr
