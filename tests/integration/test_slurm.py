@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from sample_rasters import write_terrain
 from services.slurm import Slurm, eventually
 
 import geopatch_dask as gp
+from geopatch_dask.cli.job import load_job
 
 pytestmark = pytest.mark.integration
 
@@ -248,6 +250,33 @@ def test_jobs_of_workers_are_cancelled_in_mid_run(
     assert [slurm.state(job) for job in cancelled] == ["CANCELLED"] * 3
     work.check(reference, {})
     assert not work.records("failed")
+    eventually("all jobs are given back", lambda: not slurm.jobs(), 20)
+
+
+def test_jobs_come_with_the_work_and_go_without(
+    work: Work, slurm: Slurm, reference: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the fewest to the most, and back once nothing is left to do for half a minute."""
+    for name in ("SLURM_CONF", "PATH", "HOME"):
+        monkeypatch.setenv(name, work.env[name])
+    monkeypatch.chdir(work.folder)
+    work.pace(0.3)
+    job = load_job(work.folder / "job.toml")
+    words = {"memory": job.memory_limit, "interface": "lo", "walltime": "00:10:00"}
+    with (
+        job.importable(),
+        gp.cluster("slurm", adapt=(1, 4), folders=job.folders, **words) as client,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        plan = gp.plan(**job.plan_arguments(), memory_limit=job.memory_limit, slots=4)
+        eventually("the fewest", lambda: len(slurm.running_jobs(WORKER)) == 1)
+        run = pool.submit(plan.run, client)
+        eventually("the most", lambda: len(slurm.running_jobs(WORKER)) == 4)
+        assert not run.done()
+        work.pace(0)
+        assert run.result(180).complete
+        eventually("the fewest again", lambda: len(slurm.jobs(WORKER)) == 1, 120)
+    work.check(reference, {})
     eventually("all jobs are given back", lambda: not slurm.jobs(), 20)
 
 
