@@ -139,8 +139,10 @@ def check_rounds(output: str, least: int) -> None:
 
 
 @pytest.mark.slow
-def test_killed_between_any_two_store_operations(tmp_path: Path) -> None:
-    words = [sys.executable, str(HERE / "kill_operations.py"), str(tmp_path)]
+@pytest.mark.parametrize(("way", "least"), [("store", 60), ("place", 20)])
+def test_killed_between_any_two_store_operations(tmp_path: Path, way: str, least: int) -> None:
+    """Of an open store, and of a path: files and their renaming."""
+    words = [sys.executable, str(HERE / "kill_operations.py"), way, str(tmp_path)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=900, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    check_rounds(done.stdout, least=60)
+    check_rounds(done.stdout, least)

@@ -17,6 +17,8 @@ __all__ = ["Bucket", "Cog", "environment"]
 
 #: Variables that hold the owner's credentials; storage options name them.
 KEY, SECRET = "GEOPATCH_TEST_KEY", "GEOPATCH_TEST_SECRET"
+#: Those of the guest, where a test tells the secret of a source from that of a target.
+OTHER_KEY, OTHER_SECRET = "GEOPATCH_OTHER_KEY", "GEOPATCH_OTHER_SECRET"
 
 
 def environment(ceph: Ceph, endpoint: str) -> dict[str, str]:

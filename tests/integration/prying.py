@@ -12,7 +12,7 @@ from typing import Any
 
 import cloudpickle
 import numpy.typing as npt
-from integration.buckets import SECRET
+from integration.buckets import OTHER_SECRET, SECRET
 
 __all__ = ["graph", "log_everything", "spoken", "telling"]
 
@@ -35,7 +35,7 @@ def graph(dask_scheduler: Any) -> dict[str, bytes]:
 def telling(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """An operator that gives away what it should not, on the one patch with the value 7."""
     if os.environ.get("GEOPATCH_TEST_TELLS") and (x == 7).any():
-        raise RuntimeError(f"cannot log in with {os.environ[SECRET]}")
+        raise RuntimeError(f"cannot log in with {os.environ[SECRET]}, {os.environ[OTHER_SECRET]}")
     return x * 2
 
 

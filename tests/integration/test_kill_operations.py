@@ -13,8 +13,14 @@ from test_run_kill import HERE, check_rounds
 pytestmark = pytest.mark.integration
 
 
-def test_killed_between_any_two_operations_on_s3(s3: Bucket, tmp_path: Path) -> None:
-    words = [sys.executable, str(HERE / "kill_operations.py"), str(tmp_path), s3.url("rounds")]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=1200, check=False)
+@pytest.mark.parametrize(("way", "least"), [("store", 30), ("place", 15)])
+def test_killed_between_any_two_operations_on_s3(
+    s3: Bucket, tmp_path: Path, way: str, least: int
+) -> None:
+    """Of an open store, and of a URL, whose client is asked directly."""
+    words = [sys.executable, str(HERE / "kill_operations.py"), way, str(tmp_path)]
+    done = subprocess.run(
+        [*words, s3.url("rounds")], capture_output=True, text=True, timeout=1200, check=False
+    )
     assert done.returncode == 0, done.stderr[-2000:]
-    check_rounds(done.stdout, least=30)
+    check_rounds(done.stdout, least)
