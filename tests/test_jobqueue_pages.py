@@ -302,7 +302,8 @@ def test_what_a_script_asks_for_agrees_with_what_it_says(script: Path) -> None:
 @pytest.mark.parametrize("page", ["slurm.md", "pbs.md"])
 def test_a_page_installs_what_its_code_imports(page: str) -> None:
     text = (ROOT / "docs" / "deploy" / page).read_text("utf-8")
-    (extras,) = re.findall(r'pip install "\$REPO\[(.*)\]"', text)
+    pinned = r'pip install -c "\$REPO/constraints.txt" "\$REPO\[(.*)\]"'
+    (extras,) = re.findall(pinned, text)
     needed = {"hpc"} | ({"plot"} if "import matplotlib" in text else set())
     assert set(extras.split(",")) == needed
 
