@@ -34,6 +34,7 @@ from geopatch_dask.report.html import report_html
 from geopatch_dask.report.outcome import Outcome, Summary
 from geopatch_dask.report.report import Report
 from geopatch_dask.retries import counting
+from geopatch_dask.store.bundles import Bundler
 from geopatch_dask.store.jobs import RunState
 from geopatch_dask.store.records import Ledger
 from geopatch_dask.store.template import is_complete
@@ -172,11 +173,13 @@ def _drive(
     progress: Progress | None,
 ) -> None:
     counted = RunMetrics(plan, len(todo))
+    bundler = Bundler(Ledger(plan.target, plan.fingerprint).folder)
 
     def on_outcome(outcome: Outcome) -> None:
         report.add(outcome)
         pulse.count(outcome)
         counted.ended(outcome)
+        bundler.add(outcome.record)
         if progress is not None:
             progress(outcome, sum(report.summary.states.values()), len(todo))
 
@@ -189,7 +192,10 @@ def _drive(
 
     context = _recorded_context(plan, report)
     try:
-        with workers_of(plan, scheduler, len(todo), policy, context, pulse.check) as workers:
+        with (
+            bundler,
+            workers_of(plan, scheduler, len(todo), policy, context, pulse.check) as workers,
+        ):
             drive(todo, workers, policy, on_outcome, pulse.check, on_events)
     finally:
         counted.close()

@@ -39,6 +39,7 @@ from geopatch_dask.planning.supertile import SuperTile
 from geopatch_dask.report.outcome import Outcome
 from geopatch_dask.retries import counting, repetitions
 from geopatch_dask.store.backends import forget_clients
+from geopatch_dask.store.bundles import packed
 from geopatch_dask.store.marks import claim, is_erasable, settle
 from geopatch_dask.store.records import Ledger, Record
 from geopatch_dask.store.tables import delete_parts, write_part
@@ -72,7 +73,7 @@ def run_tile(
             if attempt > 1:
                 _rebuild(plan)
             record, found = _finished(plan, tile, blank, context, policy)
-            outcome, end = _outcome(record), "found" if found else record.state
+            outcome, end = _outcome(plan, record), "found" if found else record.state
         except (KeyboardInterrupt, GeneratorExit):
             raise
         except BaseException as error:  # whatever an operator or a store may raise: sys.exit, too
@@ -174,12 +175,12 @@ def give_up(
     with counting() as repeated:
         try:
             if (done := _made_fill(plan, tile, record)) is not None:
-                found = _outcome(done).repeated(done.retries + retries + repeated.value)
+                found = _outcome(plan, done).repeated(done.retries + retries + repeated.value)
                 return _told(plan, found, "found", policy)
         except Exception as store:  # which may be why it failed: it stays without any record
             why = plan.scrub(str(store)) or type(store).__name__
             text |= {"message": f"{text['message']}; and that could not be recorded: {why}"}
-    given_up = replace(_outcome(record), error=text | {"kind": error["kind"]})
+    given_up = replace(_outcome(plan, record), error=text | {"kind": error["kind"]})
     return _told(plan, given_up.repeated(retries + repeated.value), "given_up", policy)
 
 
@@ -311,7 +312,7 @@ def _failure(plan: PlanBase, blank: Record, error: BaseException) -> Outcome:
     )
 
 
-def _outcome(record: Record) -> Outcome:
+def _outcome(plan: PlanBase, record: Record) -> Outcome:
     names = (
         *("patches", "failed_patches", "hollow_patches", "fill", "uncovered", "missing"),
         *("bytes_read", "bytes_written", "retries", "peak_rss", "rows"),
@@ -325,6 +326,7 @@ def _outcome(record: Record) -> Outcome:
         error=record.error,
         worker=f"{record.host}:{record.pid}",
         attempt=record.attempts,
+        record=b"" if record.error else packed(plan.target, record.to_bytes()),
     )
 
 

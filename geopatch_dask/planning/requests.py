@@ -3,12 +3,13 @@
 Every object that a run touches is known from the plan, and so is how often.  For a new target, n
 super-tiles, a arrays and t tables, and a run in which nothing fails::
 
-    per super-tile    GET     its record (there is none), each array's document, the record again
-                              for the report (up to 10 000 super-tiles)
-                      HEAD    each array's document, and whether somebody has given it up
+    per super-tile    GET     its record and, before and after, a mark that it was given up (there
+                              are none), each array's document, the record again for the report
+                              (up to 63 super-tiles)
+                      HEAD    each array's document
                       PUT     its objects, its rows, its record, last
-                      DELETE  a mark that it was given up
-    per run           the template, the plan, listings of records, the last act, the report
+    per run           the template, the plan, listings of records, the last act, the report, from
+                      64 super-tiles on a bundle of records for each thousand
     every 2 s         PUT and HEAD of the heartbeat; in place of every fifth GET and HEAD of what
                       says that the target is still there
 
@@ -32,6 +33,7 @@ from geopatch_dask.patch.anchors import LatticeAnchors
 from geopatch_dask.planning.core import PlanBase
 from geopatch_dask.planning.cost import spans
 from geopatch_dask.store import georef
+from geopatch_dask.store.bundles import FEW, MANY
 from geopatch_dask.store.jobs import BEAT, LOOK
 from geopatch_dask.store.template import LABEL_CHUNK
 
@@ -89,7 +91,6 @@ def requests_of(plan: PlanBase) -> Requests | None:
     per_tile = _per_supertile(plan)
     tiles = {kind: n * plan.n_supertiles for kind, n in per_tile.items()}
     tiles["PUT"] += plan.layout.objects() * sum(math.prod(a.leading) for a in plan.arrays)
-    tiles["LIST"] = plan.n_supertiles * twice
     beat = {"PUT": 1, "HEAD": 1, "LIST": int(twice)}
     look = {"GET": 1, "HEAD": 1}
     return Requests(tiles, _per_run(plan, twice), beat, look, field_blocks(plan))
@@ -98,13 +99,12 @@ def requests_of(plan: PlanBase) -> Requests | None:
 def _per_supertile(plan: PlanBase) -> Counter[str]:
     """Requests of one super-tile, but for its objects."""
     arrays, tables = len(plan.arrays), len(plan.tables)
-    report = int(plan.n_supertiles <= DRAWN)
+    report = int(plan.n_supertiles < FEW)  # else it has them of bundles
     return Counter(
         {
-            "GET": 1 + arrays + report,
-            "HEAD": arrays + 1,
+            "GET": 3 + arrays + report,
+            "HEAD": arrays,
             "PUT": 1 + tables,
-            "DELETE": 1,
         }
     )
 
@@ -116,23 +116,28 @@ def _per_run(plan: PlanBase, twice: bool) -> Counter[str]:
     documents, members = _template(plan)
     found = Counter(
         {
-            # the group's document; the plan; each array's for the last act; those of the probe
-            "GET": 6 + members + 1,
+            # the group's document; the plan; each array's for the last act; those of the probe;
+            # the plan again, to compare records with
+            "GET": 6 + members + 1 + report,
             # template, plan, heartbeat, last act, report and its page, probe
             "PUT": documents + 4 + report + 1,
             "HEAD": 1,
-            # twice the target, what is beside it, records (3), failures (3), report, probe
-            "LIST": 10 + report * 2 + more_pages * (1 + report),
+            # twice the target, what is beside it, records (4), failures (3), report, probe
+            "LIST": 11 + report * 2 + more_pages * (2 + report),
             "DELETE": 3,
         }
     )
     if twice:
-        found.update({"HEAD": 2, "LIST": 9})
+        found["LIST"] += 9
     if plan.tables:  # their columns; their parts, and records, before and at the last act
         tables = len(plan.tables)
-        found.update({"PUT": tables, "LIST": (3 + twice) * tables + 1 + more_pages * (1 + tables)})
+        found.update({"PUT": tables, "LIST": 2 * tables + 1 + more_pages * (1 + tables)})
     if plan.context is not None:
         found.update({"GET": 1, "PUT": 1})
+    if plan.n_supertiles >= FEW:
+        bundles, rest = divmod(plan.n_supertiles, MANY)  # a rest of few is read one by one
+        bundles, rest = (bundles + 1, 0) if rest >= FEW else (bundles, rest)
+        found.update({"PUT": bundles, "GET": (bundles + rest) * report, "LIST": report})
     return found
 
 

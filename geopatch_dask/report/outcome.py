@@ -35,6 +35,9 @@ class Outcome:
         ``host:pid``.
     attempt : int
         1 for the first.
+    record : bytes
+        Of a super-tile that is done in a bucket, for
+        :class:`~geopatch_dask.store.bundles.Bundler`; elsewhere none.
     """
 
     ordinal: int
@@ -45,6 +48,7 @@ class Outcome:
     error: Mapping[str, str] | None = None
     worker: str = ""
     attempt: int = 1
+    record: bytes = b""
 
     def repeated(self, requests: int) -> Outcome:
         """The same with that many requests that were repeated."""

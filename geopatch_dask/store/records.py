@@ -4,7 +4,7 @@
 
     out.zarr.geopatch/          beside, never inside: readers of the store do not see it
         1f0c2a9e/               one folder per fingerprint, first 8 characters
-            plan.json  report.json  tiles/  failed/
+            plan.json  report.json  tiles/  failed/  bundles/
 
 Objects are written whole and never appended to, so any number of writers need no lock.
 """
@@ -23,6 +23,7 @@ from typing import Any
 from geopatch_dask.errors import RecordError, TargetError
 from geopatch_dask.patch.boxes import Box, box_id
 from geopatch_dask.retries import carried
+from geopatch_dask.store.bundles import FEW, copies
 from geopatch_dask.store.location import Location
 from geopatch_dask.store.record_format import SCHEMA, Record, now, parse_object
 from geopatch_dask.store.target import STATE, owner, read_root
@@ -64,6 +65,7 @@ class Ledger:
     location: Location
     fingerprint: str
     problems: list[str] = field(default_factory=list, init=False, compare=False)
+    _asked: bool = field(default=False, init=False, compare=False, repr=False)
     _known: tuple[tuple[str, ...], tuple[int, ...]] | None = field(
         default=None, init=False, compare=False, repr=False
     )
@@ -90,6 +92,7 @@ class Ledger:
         """
         self._check_plan(parse_object(text.encode(), "plan.json"))
         self.folder.write("plan.json", text.encode())
+        self._asked = False
 
     def read_plan(self) -> str | None:
         """The recorded plan, or None when there is none.
@@ -255,7 +258,7 @@ class Ledger:
     def _scan(self, kind: str, expected: Iterable[str] | None) -> dict[str, Record]:
         folder, tiles = self._present(kind, expected)
         self.problems = []
-        good: list[Record] = []
+        found = self._copied(tiles) if kind == "tiles" and len(tiles) >= FEW else []
 
         def read(tile: str) -> Record | RecordError | None:
             try:
@@ -263,29 +266,47 @@ class Ledger:
             except RecordError as error:
                 return error
 
-        for found in _each(read, tiles):
-            if isinstance(found, RecordError):
-                self.problems.append(str(found))
-            elif found is not None:
-                good.append(found)
-        return {record.id: record for record in sorted(good, key=lambda r: r.ordinal)}
+        seen = {record.id for record in found}
+        for record in _each(read, [tile for tile in tiles if tile not in seen]):
+            if isinstance(record, RecordError):
+                self.problems.append(str(record))
+            elif record is not None:
+                found.append(record)
+        return {record.id: record for record in sorted(found, key=lambda r: r.ordinal)}
 
-    def _present(self, kind: str, expected: Iterable[str] | None) -> tuple[Location, list[str]]:
-        """Super-tiles that have a record, or may have one; and the folder to read them from."""
+    def _present(
+        self, kind: str, expected: Iterable[str] | None
+    ) -> tuple[Location, dict[str, str | None]]:
+        """Super-tiles that have a record, or may have one, and what a listing says of its bytes.
+
+        With the folder to read them from.
+        """
         try:
-            return self.folder, [_tile(name) for name in self.folder.list(kind)]
+            told = self.folder.digests(kind)
+            return self.folder, {_tile(name): told[name] for name in sorted(told)}
         except TargetError as error:
             if error.kind != "forbidden" or expected is None:
                 raise
-        return replace(self.folder, lists=False), list(expected)
+        return replace(self.folder, lists=False), dict.fromkeys(expected)
+
+    def _copied(self, tiles: Mapping[str, str | None]) -> list[Record]:
+        """Records that are in bundles, byte for byte what the listing speaks of."""
+        wanted = {told: tile for tile, told in tiles.items() if told is not None}
+        found: list[Record] = []
+        for told, raw in copies(self.folder, wanted) if wanted else ():
+            with suppress(RecordError):  # read one by one, which tells what is wrong
+                found.append(self._parsed("tiles", wanted[told], raw, self.folder))
+        return found
 
     def _read(self, kind: str, tile: str, folder: Location | None = None) -> Record | None:
         name = _name(kind, tile)
         folder = self.folder if folder is None else folder
         raw = folder.read(name)
-        if raw is None:
-            return None
-        where = f"{folder.display}/{name}"
+        return None if raw is None else self._parsed(kind, tile, raw, folder)
+
+    def _parsed(self, kind: str, tile: str, raw: bytes, folder: Location) -> Record:
+        """The record of a super-tile, if that is what these bytes are."""
+        where = f"{folder.display}/{_name(kind, tile)}"
         record = Record.from_bytes(raw, where)
         if record.id != tile:
             raise RecordError(f"{where}: holds the record of super-tile {record.id!r}")
@@ -324,17 +345,19 @@ class Ledger:
 
         Asked of the plan beside the records, once, so that every reader knows them.
         """
-        if self._known is None:
-            try:
-                layout = json.loads(self.read_plan() or "{}").get("layout", {})
-            except RecordError:  # who reads the plan will tell
-                return None
-            except TargetError as error:  # to who may not list, what is absent is forbidden
-                if error.kind != "forbidden":
-                    raise
-                return None
-            with suppress(KeyError, TypeError, ValueError):
-                self._known = tuple(layout["dims"]), tuple(map(int, layout["shape"]))
+        if self._asked:
+            return self._known
+        layout: Mapping[str, Any] = {}
+        try:
+            layout = json.loads(self.read_plan() or "{}").get("layout", {})
+        except RecordError:  # who reads the plan will tell
+            pass
+        except TargetError as error:  # to who may not list, what is absent is forbidden
+            if error.kind != "forbidden":
+                raise
+        with suppress(KeyError, TypeError, ValueError):
+            self._known = tuple(layout["dims"]), tuple(map(int, layout["shape"]))
+        self._asked = True
         return self._known
 
     def _check_plan(self, plan: Mapping[str, Any]) -> None:
