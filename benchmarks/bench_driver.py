@@ -1,8 +1,7 @@
-"""100 000 super-tiles that do nothing, through the driver's window; and finding them done.
+"""100 000 super-tiles that do nothing, through the driver's window.
 
 What is measured is what a run costs beyond its super-tiles: super-tiles per second, and the memory
-of the one process that holds scheduler, client and driver, after 5000 and at the end.  Then as many
-records are read as a resume reads.
+of the one process that holds scheduler, client and driver, after 5000 and at the end.
 """
 
 from __future__ import annotations
@@ -21,11 +20,9 @@ from common import result
 import geopatch_dask as gp
 from geopatch_dask.execute.drive import drive
 from geopatch_dask.execute.policy import Policy
-from geopatch_dask.execute.prepare import finished, prepare, unfinished
 from geopatch_dask.execute.runners import local_client
 from geopatch_dask.execute.workers import OnCluster
 from geopatch_dask.report.outcome import Outcome
-from geopatch_dask.store.records import Ledger, Record
 
 SIDE = int(os.environ.get("SIDE", "320"))  # super-tiles: 102 400
 CELLS = 4
@@ -77,34 +74,10 @@ def window(plan: gp.Plan) -> None:
     result("driver memory", seen[1] / seen[0], 1.1, "x that after 5000", bytes=seen)
 
 
-def resume(plan: gp.Plan) -> None:
-    """Seconds until a run knows that 102 400 super-tiles are done."""
-    prepare(plan)
-    ledger = Ledger(plan.target, plan.fingerprint)
-    folder = Path(ledger.folder.url) / "tiles"
-    folder.mkdir(parents=True)
-    for tile in plan.layout:
-        record = Record(
-            id=tile.id, ordinal=tile.ordinal, fingerprint=plan.fingerprint,
-            layout=plan.layout.digest, box=tile.box, state="done", checksum="00000000",
-            seconds={"read": 0.1, "operate": 0.2, "write": 0.3}, host="somewhere", pid=1,
-            versions={"numpy": "2.0", "zarr": "3.0"},
-        )  # fmt: skip
-        (folder / f"{tile.id}.json").write_bytes(record.to_bytes())
-    began = time.perf_counter()
-    records, _ = finished(plan)
-    todo, _ = unfinished(plan, records)
-    seconds = time.perf_counter() - began
-    if todo:
-        raise RuntimeError(f"{len(todo)} super-tiles were not found done")
-    result("resume", seconds / 30, 1.0, "x of 30 s", seconds=seconds, records=len(records))
-
-
 def main() -> None:
     """Measure and report."""
     with tempfile.TemporaryDirectory() as folder:
         plan = planned(Path(folder))
-        os.environ.get("SIDE") or resume(plan)
         window(plan)
 
 

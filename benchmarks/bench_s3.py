@@ -1,7 +1,7 @@
 """An 8192 x 8192 float32 COG on S3, 256/192 Hann overlap-add, to a Zarr on S3, against the floor.
 
-The store is the gateway of the integration tests (Ceph RGW on loopback); it is started where it
-does not run yet.  It shares the cores with the two processes of either side.
+The store is a Ceph gateway on loopback (``gateway.py``).  It shares the cores with the two
+processes of either side.
 
 The floor reads every block of the COG and writes every object of the same Zarr, with two processes
 and the same clients (GDAL, obstore).  Both sides have their two processes up and warm: what is
@@ -13,13 +13,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,47 +24,24 @@ import rasterio
 import zarr
 from common import make_raster, result
 from distributed import Client
+from gateway import BUCKET, gateway, place
 from rasterio.shutil import copy as copy_raster
 from rasterio.windows import Window
 
 import geopatch_dask as gp
 from geopatch_dask.execute.runners import local_client
 
-TESTS = Path(__file__).parents[1] / "tests"
-sys.path.insert(0, str(TESTS))
-
 SIZE = 8192
 CHUNK, SHARD, BLOCK = 512, 2048, 2048
 ROUNDS = 3
 #: The throughput is to be at least 0.7 of the floor's.
 LIMIT = 1 / 0.7
-BUCKET = "benchmark"
 LAYOUTS: dict[str, int | None] = {"unsharded": None, "sharded": SHARD}
 
 
 def twice(values):
     """The operator: what the floor does to its blocks."""
     return values * 2
-
-
-@contextmanager
-def gateway() -> Iterator[Any]:
-    """The store of the integration tests, and the environment in which everybody finds it."""
-    from integration.buckets import environment
-    from services.ceph import Ceph, settings_file
-
-    ours = not settings_file().is_file()
-    if ours:
-        subprocess.run(["bash", str(TESTS / "services" / "up.sh")], check=True, stdout=sys.stderr)
-    try:
-        ceph = Ceph.running()
-        os.environ.update(environment(ceph, ceph.endpoint))
-        ceph.fresh_bucket(BUCKET)
-        yield ceph
-        ceph.drop_bucket(BUCKET)
-    finally:
-        if ours:
-            subprocess.run(["bash", str(TESTS / "services" / "down.sh")], check=True)
 
 
 def put_cog(ceph: Any) -> str:
@@ -79,13 +53,6 @@ def put_cog(ceph: Any) -> str:
         copy_raster(plain, cog, driver="COG", overviews="NONE", **options)
         ceph.admin.put_object(Bucket=BUCKET, Key="in.tif", Body=cog.read_bytes())
     return f"s3://{BUCKET}/in.tif"
-
-
-def place(name: str) -> gp.Location:
-    """Where a side writes."""
-    options = {"key": "env:GEOPATCH_TEST_KEY", "secret": "env:GEOPATCH_TEST_SECRET"}
-    server = {"endpoint_url": os.environ["AWS_ENDPOINT_URL"], "region_name": "us-east-1"}
-    return gp.Location(f"s3://{BUCKET}/{name}", {**options, "client_kwargs": server})
 
 
 def copy_block(job: tuple[str, str, int, int]) -> int:

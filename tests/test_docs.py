@@ -407,7 +407,9 @@ def test_limits_of_the_performance_page_are_those_of_the_benchmarks() -> None:
     assert "| 400 super-tiles per second | 1 x |" in page
     assert 'seen[1] / seen[0], 1.1, "x that after 5000"' in source["bench_driver"]
     assert "| the same after 5000 super-tiles | 1.1 x |" in page
-    assert 'seconds / 30, 1.0, "x of 30 s"' in source["bench_driver"]
+    assert 'seconds / SECONDS, 1.0, f"x of {SECONDS} s"' in source["bench_resume"]
+    assert "SECONDS = 30\n" in source["bench_resume"]
+    assert "through each client | 30 s | 1 x |" in page
     assert "LIMIT = 2.0" in source["bench_cost"]
     assert "2 x apart" in page
     assert "TARGET = 30e6" in source["bench_sketches"]
