@@ -431,6 +431,23 @@ def test_infinities_in_votes_posteriors_and_layers() -> None:
     assert layered([np.array([-0.0]), np.array([-0.0])], gp.Mode()).tobytes() == bytes(8)
 
 
+def test_a_class_is_no_hole_because_the_field_has_its_number_for_nodata() -> None:
+    """A median goes on with the field's nodata; the winner 0 must not look like "no vote"."""
+
+    class Raw(gp.ArrayField):
+        """A field whose nodata is a number among others, as ``RasterField(masked=False)`` has."""
+
+        nodata = 0
+
+    field = Raw(np.zeros((8, 8), "uint8"))
+    assert field.dtype == np.uint8
+    for aggregation, fill in ((gp.HardVote(3), 255), (gp.Median(), 0)):
+        geometry = gp.Rectangular(3, "drop")
+        patcher = gp.Patcher(geometry, gp.RegularStride(3), aggregation=aggregation)
+        plan = gp.plan(field, patcher, np.copy, MemoryStore(), output=gp.Output(dtype="uint8"))
+        assert plan.arrays[0].fill == fill
+
+
 # ---- many classes --------------------------------------------------------------------------------
 
 

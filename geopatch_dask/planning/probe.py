@@ -317,7 +317,9 @@ def product_of(
     parts = aggregation.parts(leading, result)
     dtypes = part_dtypes(parts, wanted)
     main = next(iter(dtypes.values()))
-    if wanted.fill_value is None and main.kind in "iu" and main == field.dtype:
+    # The field's nodata goes on meaning "no data", but not where whole numbers are classes.
+    inherits = main.kind in "iu" and main == field.dtype and not next(iter(parts.values())).classes
+    if wanted.fill_value is None and inherits:
         wanted = replace(wanted, fill_value=field.nodata)
     fills = part_fills(dtypes, wanted)
     dims = aggregation.part_dims(_leading_dims(leading, wanted, aggregation, field.domain, grid))
