@@ -52,6 +52,9 @@ PHRASES: tuple[tuple[str, str], ...] = (
         "[operator] function = 'module:make' with factory = true",
     ),
     ("(Operator(memory=))", "([operator] memory)"),
+    ("Operator(memory=...), all", "[operator] memory, all"),
+    ("Output(returns='float32' or '(5,)float32')", "[output] returns = 'float32' or '(5,)float32'"),
+    (": per_patch(..., operator=)", ", by an operator of yours"),
     ("missing='mask'", "[operator] missing = 'mask'"),
     ("give over= an operator", "give [context] over an operator"),
     # ---- clusters
@@ -64,6 +67,7 @@ PHRASES: tuple[tuple[str, str], ...] = (
     ("give each gp.Output(name=...)", "give each [outputs.NAME] name"),
     ("use gp.Output(name=...)", "use [output] name, or [outputs.NAME] name"),
     ("ByIndex(schema={...})", "aggregation = {class = 'ByIndex', schema = {...}}"),
+    ("ByIndex(schema=...)", "aggregation = {class = 'ByIndex', schema = {...}}"),
     ("use geometry=None, rows", "drop geometry, rows"),
     ("geometry=", "geometry = "),
     # ---- runs
@@ -78,11 +82,10 @@ KEYWORDS: dict[str, str] = {
     for place in (
         *("field.bands", "field.variable", "field.mask", "field.masked", "field.crs"),
         *("field.engine", "field.group", "field.reader"),
-        *("patch.boundary", "operator.factory", "context.over"),
+        *("patch.boundary", "operator.factory", "operator.trial", "context.over"),
         *("output.missing", "output.shards"),
         *("run.memory_limit", "run.on_error"),
         *("cluster.tls", "cluster.image", "cluster.secret", "cluster.processes"),
-        "cluster.dashboard",
     )
 } | {"context": "context.statistic"}
 

@@ -150,5 +150,5 @@ def dashboard_address(given: str | int | bool, word: str = "dashboard") -> str |
         return f"{_LOOPBACK}:0" if given else None
     found = re.fullmatch(r"(?:(\[[0-9a-fA-F:]+\]|[^:\s]*):)?(\d{1,5})", str(given))
     if found is None or int(found[2]) > 65535:
-        raise OptionError(f"{word} {given!r} is no port, :port or host:port; as in {word}=8787")
+        raise OptionError(f"{word} {given!r} is no port, :port or host:port: say 8787, for one")
     return f"{found[1] or _LOOPBACK}:{found[2]}"
