@@ -73,7 +73,7 @@ def expected_counts(job: Job, stored: Array) -> dict[str, int]:
 
 
 @given(jobs(), st.data())
-@examples(110)
+@examples(75)
 def test_bytes_do_not_depend_on_the_layout(job: Job, data: st.DataObject) -> None:
     reference = merged(job.field, job.patcher, job.operator, job.output)
     one, report = computed(job, whole(job), "sync")
@@ -86,7 +86,7 @@ def test_bytes_do_not_depend_on_the_layout(job: Job, data: st.DataObject) -> Non
 
 
 @given(jobs(), st.data())
-@examples(60)
+@examples(40)
 def test_cells_without_an_answer_are_counted(job: Job, data: st.DataObject) -> None:
     cut = data.draw(cuts(job.cuttable))
     stored, report = computed(job, cut, "sync")

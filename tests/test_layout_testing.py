@@ -111,7 +111,7 @@ def test_it_takes_a_client(client: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_telling_cuts_are_valid_and_differ(n: int) -> None:
-    shape, size = (13, 11, 7)[:n], (5, 4, 3)[:n]
+    shape, size = (13, 8, 6)[:n], (5, 3, 2)[:n]
     source = gp.ArrayField(np.ones(shape), dims=tuple("zyx")[-n:])
     cuts = telling_cuts(shape, size)
     assert len(set(cuts)) == len(cuts)

@@ -76,7 +76,7 @@ def test_memory_does_not_grow_with_the_height_of_a_super_tile() -> None:
     [
         {},
         {"may_miss": False},
-        {"step": 32},
+        pytest.param({"step": 32}, marks=pytest.mark.slow),
         {"aggregation": gp.Variance()},
         {"aggregation": gp.Max()},
         {"operator": gp.Operator(double, batch=8)},

@@ -52,7 +52,7 @@ def test_every_object_is_written_once_and_never_read(scheduler: str, shards: Any
 
 
 @given(jobs(), st.data())
-@examples(60)
+@examples(40)
 def test_no_object_has_two_writers(job: Job, data: st.DataObject) -> None:
     store = Logged()
     cut = data.draw(cuts(job.cuttable))
@@ -142,7 +142,7 @@ def test_a_write_that_fails_is_a_failed_super_tile(refused: str, scheduler: str)
 
 
 @given(jobs(), st.data())
-@examples(80)
+@examples(50)
 def test_a_super_tile_reads_no_cell_twice(job: Job, data: st.DataObject) -> None:
     field = Watched(job.values, dims=job.dims, nodata=job.nodata)
     cut = data.draw(cuts(job.cuttable))
