@@ -18,10 +18,10 @@ import psutil
 from common import result
 
 import geopatch_dask as gp
-from geopatch_dask.execute.drive import drive
-from geopatch_dask.execute.policy import Policy
-from geopatch_dask.execute.runners import local_client
-from geopatch_dask.execute.workers import OnCluster
+from geopatch_dask.execute.attempt.policy import Policy
+from geopatch_dask.execute.driving.drive import drive
+from geopatch_dask.execute.driving.workers import OnCluster
+from geopatch_dask.execute.runs.runners import local_client
 from geopatch_dask.report.outcome import Outcome
 
 SIDE = int(os.environ.get("SIDE", "320"))  # super-tiles: 102 400

@@ -14,7 +14,7 @@ from common import make_raster, result
 from distributed import Client, LocalCluster
 
 import geopatch_dask as gp
-from geopatch_dask.execute.metrics import peak_rss
+from geopatch_dask.execute.attempt.metrics import peak_rss
 from geopatch_dask.planning.memory import MemoryModel
 
 SIZES = (8192, 16384)

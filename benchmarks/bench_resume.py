@@ -21,7 +21,7 @@ from common import result
 from gateway import gateway, place
 
 import geopatch_dask as gp
-from geopatch_dask.execute.prepare import finished, prepare, unfinished
+from geopatch_dask.execute.target.prepare import finished, prepare, unfinished
 from geopatch_dask.store.bundles import MANY, Bundler
 from geopatch_dask.store.records import Ledger, Record
 

@@ -29,7 +29,7 @@ from rasterio.shutil import copy as copy_raster
 from rasterio.windows import Window
 
 import geopatch_dask as gp
-from geopatch_dask.execute.runners import local_client
+from geopatch_dask.execute.runs.runners import local_client
 
 SIZE = 8192
 CHUNK, SHARD, BLOCK = 512, 2048, 2048

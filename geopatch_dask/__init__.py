@@ -67,13 +67,13 @@ from geopatch_dask.execute.api import (
     read_table,
     reconstruct,
 )
-from geopatch_dask.execute.diagnosis import Diagnosis
-from geopatch_dask.execute.doctor import doctor
-from geopatch_dask.execute.job import Job, attach
-from geopatch_dask.execute.policy import Policy
-from geopatch_dask.execute.retry import retry
-from geopatch_dask.execute.verification import Verification
-from geopatch_dask.execute.verify import verify
+from geopatch_dask.execute.attempt.policy import Policy
+from geopatch_dask.execute.check.diagnosis import Diagnosis
+from geopatch_dask.execute.check.doctor import doctor
+from geopatch_dask.execute.check.verification import Verification
+from geopatch_dask.execute.check.verify import verify
+from geopatch_dask.execute.runs.job import Job, attach
+from geopatch_dask.execute.runs.retry import retry
 from geopatch_dask.fields import ArrayField, Field, RasterField, XarrayField
 from geopatch_dask.patch.boxes import Box
 from geopatch_dask.patch.domain import GridDomain, RasterDomain

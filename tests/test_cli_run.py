@@ -209,7 +209,7 @@ def test_an_interrupt_is_exit_130_and_keeps_what_is_done(
 def test_a_store_that_breaks_off_is_exit_1(
     shop: Shop, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from geopatch_dask.execute import run
+    from geopatch_dask.execute.runs import run
 
     def gone(target: object) -> bool:
         raise gp.TargetError("the disk\nis gone")

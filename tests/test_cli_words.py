@@ -19,7 +19,7 @@ from geopatch_dask.cli.keys import find, parted
 from geopatch_dask.cli.words import KEYWORDS, PHRASES, in_words
 from geopatch_dask.clusters.core import all_words
 from geopatch_dask.errors import OptionError
-from geopatch_dask.execute import rebuild
+from geopatch_dask.execute.target import rebuild
 
 Captured = pytest.CaptureFixture[str]
 PACKAGE = Path(gp.__file__).parent

@@ -16,11 +16,11 @@ from distributed.client import FutureCancelledError
 import geopatch_dask as gp
 from geopatch_dask.clusters.deaths import TOPIC
 from geopatch_dask.clusters.deferred import Deferred
-from geopatch_dask.execute import cluster_pass as module
-from geopatch_dask.execute import losses
-from geopatch_dask.execute.cluster_pass import ClusterPass, PlanLost
-from geopatch_dask.execute.first_pass import FirstPassFailed
-from geopatch_dask.execute.runners import workers_of
+from geopatch_dask.execute.attempt.first_pass import FirstPassFailed
+from geopatch_dask.execute.driving import cluster_pass as module
+from geopatch_dask.execute.driving import losses
+from geopatch_dask.execute.driving.cluster_pass import ClusterPass, PlanLost
+from geopatch_dask.execute.runs.runners import workers_of
 
 PLAN = "plan-x"
 ADDRESS = "tcp://10.0.0.1:1000"

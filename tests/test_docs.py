@@ -371,7 +371,7 @@ def test_flags_and_exit_codes_of_the_command() -> None:
 
 def test_constants_of_the_design_are_those_of_the_code() -> None:
     from geopatch_dask.aggregation.passes import PATCHES_PER_LEAF
-    from geopatch_dask.execute.graph import FAN_IN
+    from geopatch_dask.execute.driving.graph import FAN_IN
     from geopatch_dask.fields import GDAL_CACHE
     from geopatch_dask.planning import choose, sweep
     from geopatch_dask.planning.memory import MemoryModel

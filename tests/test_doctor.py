@@ -18,7 +18,7 @@ from zarr.storage import MemoryStore
 
 import geopatch_dask as gp
 from geopatch_dask.cli import main
-from geopatch_dask.execute.diagnosis import Finding
+from geopatch_dask.execute.check.diagnosis import Finding
 from geopatch_dask.store.jobs import Heartbeat, RunState
 from geopatch_dask.store.location import Location
 from geopatch_dask.store.records import Ledger
@@ -323,7 +323,7 @@ def test_a_cluster_that_fits(plan: gp.Plan, client: Any) -> None:
 
 @pytest.mark.cluster
 def test_comparing_versions_is_fast(client: Any) -> None:
-    from geopatch_dask.execute.versions import compare_versions
+    from geopatch_dask.execute.attempt.versions import compare_versions
 
     compare_versions(client)  # the workers import the package
     began = time.perf_counter()
@@ -358,7 +358,7 @@ def patched(client: Any) -> Iterator[Callable[[str, str], None]]:
 def test_another_version_of_a_package_is_told(
     plan: gp.Plan, client: Any, patched: Callable[[str, str], None]
 ) -> None:
-    from geopatch_dask.execute.versions import compare_versions
+    from geopatch_dask.execute.attempt.versions import compare_versions
 
     patched("numpy", "1.0.0")
     line = f"1 of 2 workers has numpy 1.0.0, the client {np.__version__}"
@@ -373,7 +373,7 @@ def test_another_version_of_a_package_is_told(
 def test_what_must_agree_is_refused(
     package: str, client: Any, patched: Callable[[str, str], None]
 ) -> None:
-    from geopatch_dask.execute.versions import compare_versions
+    from geopatch_dask.execute.attempt.versions import compare_versions
 
     patched(package, "0.0.1")
     patched("zarr", "0.0.2")
@@ -388,7 +388,7 @@ def test_what_must_agree_is_refused(
 
 @pytest.mark.cluster
 def test_a_worker_with_other_threads_is_told(client: Any) -> None:
-    from geopatch_dask.execute.versions import compare_versions
+    from geopatch_dask.execute.attempt.versions import compare_versions
 
     def set_variable(name: str, value: str | None) -> str | None:
         import os
@@ -411,7 +411,7 @@ def test_a_worker_with_other_threads_is_told(client: Any) -> None:
 def test_no_workers_is_no_crash() -> None:
     from distributed import Client, LocalCluster
 
-    from geopatch_dask.execute.versions import compare_versions
+    from geopatch_dask.execute.attempt.versions import compare_versions
 
     options: dict[str, Any] = {"processes": False, "dashboard_address": "127.0.0.1:0"}
     with (

@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import geopatch_dask as gp
-from geopatch_dask.execute import driver as module
-from geopatch_dask.execute.drive import drive
-from geopatch_dask.execute.driver import Driver, GiveUp, Start, Stop
-from geopatch_dask.execute.events import Done, Event, Failed, Lost
-from geopatch_dask.execute.policy import DEFAULT, Policy, backoff
-from geopatch_dask.execute.workers import Message
+from geopatch_dask.execute.attempt.events import Done, Event, Failed, Lost
+from geopatch_dask.execute.attempt.policy import DEFAULT, Policy, backoff
+from geopatch_dask.execute.driving import driver as module
+from geopatch_dask.execute.driving.drive import drive
+from geopatch_dask.execute.driving.driver import Driver, GiveUp, Start, Stop
+from geopatch_dask.execute.driving.workers import Message
 from geopatch_dask.planning.units import parse_seconds
 from geopatch_dask.report.outcome import Outcome
 

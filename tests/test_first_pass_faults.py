@@ -26,9 +26,9 @@ from sample_operators import notes
 
 import geopatch_dask as gp
 from geopatch_dask.aggregation import passes
-from geopatch_dask.execute import drive
-from geopatch_dask.execute import policy as policies
-from geopatch_dask.execute.runners import local_client
+from geopatch_dask.execute.attempt import policy as policies
+from geopatch_dask.execute.driving import drive
+from geopatch_dask.execute.runs.runners import local_client
 from geopatch_dask.fields import array as arrays
 from geopatch_dask.store.location import Location
 from geopatch_dask.testing import assert_same_bytes, read_back

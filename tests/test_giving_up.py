@@ -16,9 +16,9 @@ import pytest
 from interleaving import Play, called, orders, random_orders, saw, step
 
 from geopatch_dask.errors import TargetError
-from geopatch_dask.execute import tile as tiles
-from geopatch_dask.execute.kernel import Counts
-from geopatch_dask.execute.policy import DEFAULT
+from geopatch_dask.execute.attempt import tile as tiles
+from geopatch_dask.execute.attempt.kernel import Counts
+from geopatch_dask.execute.attempt.policy import DEFAULT
 from geopatch_dask.patch.boxes import Box
 from geopatch_dask.planning.supertile import Layout
 from geopatch_dask.store.location import Location

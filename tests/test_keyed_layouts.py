@@ -281,7 +281,7 @@ def test_two_records_over_the_same_cells_do_not_repeat_rows(tmp_path: Path) -> N
     target = tmp_path / "out.parquet"
     planned(job, cut, target).run("sync")
     other = planned(job, replace(cut, tile=(16, 13)), target)
-    from geopatch_dask.execute.tile import run_tile
+    from geopatch_dask.execute.attempt.tile import run_tile
 
     for i in random.Random(0).sample(range(other.n_supertiles), 2):
         assert run_tile(other, i).state == "done"

@@ -142,7 +142,7 @@ JOB = """
 import os, sys
 import geopatch_dask as gp
 import keyed_operators as ops
-from geopatch_dask.execute import tile
+from geopatch_dask.execute.attempt import tile
 from geopatch_dask.store.records import Ledger
 import numpy as np
 

@@ -20,7 +20,7 @@ import sample_operators as ops
 from zarr.storage import MemoryStore
 
 import geopatch_dask as gp
-from geopatch_dask.execute.stage import recorded_context
+from geopatch_dask.execute.attempt.stage import recorded_context
 from geopatch_dask.testing import (
     Cut,
     assert_layout_invariant,

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from zarr.storage import MemoryStore
 
 import geopatch_dask as gp
-from geopatch_dask.execute import logs
-from geopatch_dask.execute import policy as policies
-from geopatch_dask.execute.events import Lost
+from geopatch_dask.execute.attempt import logs
+from geopatch_dask.execute.attempt import policy as policies
+from geopatch_dask.execute.attempt.events import Lost
 from geopatch_dask.report.outcome import Outcome
 
 BAD = 1e6

@@ -25,9 +25,9 @@ from geopatch_dask.clusters.deaths import (
     DeathWatch,
     _Watch,
 )
-from geopatch_dask.execute import losses as module
-from geopatch_dask.execute.driver import GiveUp
-from geopatch_dask.execute.losses import GRACE, JOBS, Losses
+from geopatch_dask.execute.driving import losses as module
+from geopatch_dask.execute.driving.driver import GiveUp
+from geopatch_dask.execute.driving.losses import GRACE, JOBS, Losses
 
 A, B = "tcp://10.0.0.1:1000", "tcp://10.0.0.2:1000"
 

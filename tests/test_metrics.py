@@ -18,9 +18,9 @@ from fault_operators import Misbehaves
 from zarr.storage import MemoryStore
 
 import geopatch_dask as gp
-from geopatch_dask.execute import metrics
-from geopatch_dask.execute import policy as policies
-from geopatch_dask.execute.runners import local_client
+from geopatch_dask.execute.attempt import metrics
+from geopatch_dask.execute.attempt import policy as policies
+from geopatch_dask.execute.runs.runners import local_client
 from geopatch_dask.testing.faults import Broken, FaultStore
 
 pytest.importorskip("prometheus_client", reason="the metrics extra")
@@ -211,7 +211,7 @@ def test_requests_that_were_repeated(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_what_somebody_else_has_done_is_not_counted_again(tmp_path: Path) -> None:
-    from geopatch_dask.execute.tile import run_tile
+    from geopatch_dask.execute.attempt.tile import run_tile
 
     plan = planned(tmp_path)
     report = plan.run("sync")
@@ -267,7 +267,7 @@ import importlib.util, importlib.machinery
 found = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *a: None if name == "prometheus_client" else found(name, *a)
 import numpy as np, geopatch_dask as gp
-from geopatch_dask.execute import metrics
+from geopatch_dask.execute.attempt import metrics
 patcher = gp.Patcher(gp.Rectangular((10, 10)), gp.RegularStride((5, 5)), gp.Hann())
 report = gp.plan(gp.ArrayField(np.ones((40, 40), "f4")), patcher, np.sqrt, sys.argv[1]).run("sync")
 assert report.ok, report
@@ -288,7 +288,7 @@ def test_the_command_line_serves_and_logs(
     import rasterio
 
     from geopatch_dask.cli import main
-    from geopatch_dask.execute import logs
+    from geopatch_dask.execute.attempt import logs
 
     shape = {"driver": "GTiff", "height": 40, "width": 40, "count": 1, "dtype": "float32"}
     place = {"crs": "EPSG:32633", "transform": rasterio.Affine(10, 0, 0, 0, -10, 0)}

@@ -19,8 +19,8 @@ from distributed import Client
 from fault_operators import Misbehaves
 
 import geopatch_dask as gp
-from geopatch_dask.execute import policy as policies
-from geopatch_dask.execute.runners import local_client
+from geopatch_dask.execute.attempt import policy as policies
+from geopatch_dask.execute.runs.runners import local_client
 
 pytest.importorskip("prometheus_client", reason="the metrics extra")
 

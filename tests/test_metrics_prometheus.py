@@ -12,8 +12,8 @@ import pytest
 import sample_prometheus as prometheus
 
 import geopatch_dask as gp
-from geopatch_dask.execute.metrics import SHORT
-from geopatch_dask.execute.runners import local_client
+from geopatch_dask.execute.attempt.metrics import SHORT
+from geopatch_dask.execute.runs.runners import local_client
 
 pytestmark = pytest.mark.integration
 

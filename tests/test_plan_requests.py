@@ -16,7 +16,7 @@ from sample_s3 import VALUES, options, process
 from zarr.storage import MemoryStore
 
 import geopatch_dask as gp
-from geopatch_dask.execute import drive
+from geopatch_dask.execute.driving import drive
 from geopatch_dask.patch.boxes import hull
 from geopatch_dask.planning.requests import KINDS, field_blocks, requests_of
 from geopatch_dask.store.backends import forget_clients

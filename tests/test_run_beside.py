@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import geopatch_dask as gp
-from geopatch_dask.execute import tile as tiles
+from geopatch_dask.execute.attempt import tile as tiles
 from geopatch_dask.store.location import Location
 from geopatch_dask.store.records import Ledger
 from geopatch_dask.testing import assert_same_bytes, merged, read_back

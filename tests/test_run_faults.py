@@ -21,8 +21,8 @@ from sample_operators import notes
 
 import geopatch_dask as gp
 from geopatch_dask import retries
-from geopatch_dask.execute import policy as policies
-from geopatch_dask.execute.runners import local_client
+from geopatch_dask.execute.attempt import policy as policies
+from geopatch_dask.execute.runs.runners import local_client
 from geopatch_dask.store.backends import LocalBackend
 from geopatch_dask.store.records import Ledger
 from geopatch_dask.testing import assert_same_bytes, merged, read_back
@@ -193,7 +193,7 @@ def test_a_torn_record_under_a_super_tile_that_fails(tmp_path: Path, scheduler: 
 def test_what_goes_wrong_while_cells_are_made_fill_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from geopatch_dask.execute import tile as tiles
+    from geopatch_dask.execute.attempt import tile as tiles
 
     def fails(*_: Any) -> None:
         raise MemoryError

@@ -21,7 +21,7 @@ from distributed import Client
 from sample_operators import Counted, notes
 
 import geopatch_dask as gp
-from geopatch_dask.execute import metrics
+from geopatch_dask.execute.attempt import metrics
 from geopatch_dask.store import template
 from geopatch_dask.store.jobs import STALE, Heartbeat, RunState, cancel, runs
 from geopatch_dask.store.records import Ledger
@@ -298,7 +298,7 @@ def test_a_run_tells_and_listens(tmp_path: Path) -> None:
 def test_who_is_interrupted_does_not_wait_for_a_store_that_says_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: type[BaseException] | None
 ) -> None:
-    from geopatch_dask.execute import drive
+    from geopatch_dask.execute.driving import drive
 
     monkeypatch.setattr(drive, "BEAT", 0.01)
     monkeypatch.setattr(drive, "LAST_WORDS", 0.05)
@@ -343,7 +343,7 @@ def test_a_run_that_died_is_told_apart(tmp_path: Path) -> None:
 def test_a_run_is_cancelled_through_the_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from geopatch_dask.execute import drive
+    from geopatch_dask.execute.driving import drive
 
     monkeypatch.setattr(drive, "BEAT", 0.05)
     plan, done = planned(tmp_path, Slow), []

@@ -20,9 +20,9 @@ from zarr.storage import MemoryStore
 import geopatch_dask as gp
 from geopatch_dask.aggregation import passes
 from geopatch_dask.aggregation.statistic import merge_tree
-from geopatch_dask.execute.first_pass import context_of
-from geopatch_dask.execute.kernel import Kernel
-from geopatch_dask.execute.stage import leaf_runs, run_leaves, settle_context
+from geopatch_dask.execute.attempt.first_pass import context_of
+from geopatch_dask.execute.attempt.kernel import Kernel
+from geopatch_dask.execute.attempt.stage import leaf_runs, run_leaves, settle_context
 
 MIB = 1 << 20
 

@@ -15,8 +15,9 @@ import pytest
 from cli_jobs import Raw, Shop, geopatch
 
 import geopatch_dask as gp
-from geopatch_dask.execute import drive, presence
-from geopatch_dask.execute.presence import TargetGone, absence
+from geopatch_dask.execute.driving import drive
+from geopatch_dask.execute.target import presence
+from geopatch_dask.execute.target.presence import TargetGone, absence
 
 FIELD = gp.ArrayField(np.random.default_rng(0).random((80, 80)))
 PATCHER = gp.Patcher(gp.Rectangular(10), gp.RegularStride(10))

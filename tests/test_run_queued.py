@@ -21,9 +21,9 @@ from distributed import Client, LocalCluster
 from sample_operators import Counted, notes
 
 import geopatch_dask as gp
-from geopatch_dask.execute import beginning
-from geopatch_dask.execute import job as jobs
-from geopatch_dask.execute.run import execute
+from geopatch_dask.execute.runs import beginning
+from geopatch_dask.execute.runs import job as jobs
+from geopatch_dask.execute.runs.run import execute
 from geopatch_dask.store.jobs import QUEUE, Heartbeat, RunState, announce, said, take_up
 from geopatch_dask.store.records import Ledger
 from geopatch_dask.testing import assert_same_bytes, merged, read_back

@@ -21,7 +21,7 @@ from strategies import Job, cuts, examples, jobs
 from zarr.storage import MemoryStore
 
 import geopatch_dask as gp
-from geopatch_dask.execute.tile import run_tile
+from geopatch_dask.execute.attempt.tile import run_tile
 from geopatch_dask.patch.anchors import LatticeAnchors
 from geopatch_dask.testing import assert_same_bytes, merged, read_back
 

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 import geopatch_dask as gp
 from geopatch_dask import credentials
-from geopatch_dask.execute import tile as tiles
+from geopatch_dask.execute.attempt import tile as tiles
 from geopatch_dask.patch.boxes import Box
 from geopatch_dask.store.records import Ledger
 

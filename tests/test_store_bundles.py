@@ -15,8 +15,8 @@ import pytest
 from sample_s3 import VALUES, options, process
 
 import geopatch_dask as gp
-from geopatch_dask.execute.prepare import prepare
-from geopatch_dask.execute.tile import run_tile
+from geopatch_dask.execute.attempt.tile import run_tile
+from geopatch_dask.execute.target.prepare import prepare
 from geopatch_dask.patch.boxes import Box
 from geopatch_dask.store import bundles
 from geopatch_dask.store import records as records_module

@@ -17,7 +17,7 @@ from zarr.storage import MemoryStore
 
 import geopatch_dask as gp
 from geopatch_dask.errors import TargetError
-from geopatch_dask.execute.prepare import ids
+from geopatch_dask.execute.target.prepare import ids
 from geopatch_dask.patch.boxes import Box
 from geopatch_dask.patch.domain import RasterDomain
 from geopatch_dask.store import template

@@ -20,7 +20,7 @@ from zarr.storage import MemoryStore
 
 import geopatch_dask as gp
 from geopatch_dask.aggregation import passes
-from geopatch_dask.execute.stage import recorded_context
+from geopatch_dask.execute.attempt.stage import recorded_context
 from geopatch_dask.testing import assert_statistic
 
 Array = npt.NDArray[Any]

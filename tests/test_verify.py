@@ -21,8 +21,8 @@ from zarr.core.buffer import default_buffer_prototype
 from zarr.storage import MemoryStore
 
 import geopatch_dask as gp
-from geopatch_dask.execute.stored import Stored
-from geopatch_dask.execute.verification import Mismatch
+from geopatch_dask.execute.check.stored import Stored
+from geopatch_dask.execute.check.verification import Mismatch
 from geopatch_dask.store.records import Ledger
 from geopatch_dask.testing import Cut, read_back
 
@@ -290,7 +290,7 @@ def test_a_window_names_what_the_sample_of_records_did_not_see() -> None:
 def test_a_sample_of_records_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     run = run_of(ops.mixing)
     assert "4 of 9 compared with what is stored, a random sample" in str(run.verify(records=4))
-    monkeypatch.setattr("geopatch_dask.execute.verify.CHEAP", 60 * 60 * 8 // 3)
+    monkeypatch.setattr("geopatch_dask.execute.check.verify.CHEAP", 60 * 60 * 8 // 3)
     assert run.verify().records == 3
     assert run.verify(records="all").records == 9
 
@@ -356,7 +356,7 @@ def test_trouble_of_this_process_is_no_damage(
 
     opened = Stored._open
     monkeypatch.setattr(Stored, "_open", lambda self, array: Troubled(opened(self, array)))
-    monkeypatch.setattr("geopatch_dask.execute.verify.READERS", 1)
+    monkeypatch.setattr("geopatch_dask.execute.check.verify.READERS", 1)
     with pytest.raises(gp.TargetError, match=r"cannot read .*data"):
         run.verify(repair=True)
     assert run.objects == before
@@ -381,7 +381,7 @@ def test_nothing_is_repaired_while_a_run_is_at_work() -> None:
 
 
 def test_a_record_names_what_decides_bytes() -> None:
-    from geopatch_dask.execute.versions import versions
+    from geopatch_dask.execute.attempt.versions import versions
 
     run = run_of(ops.mixing)
     (first, *_) = Ledger(run.plan.target, run.plan.fingerprint).done().values()

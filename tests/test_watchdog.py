@@ -13,7 +13,7 @@ import pytest
 from distributed import Client
 
 import geopatch_dask as gp
-from geopatch_dask.execute import watchdog
+from geopatch_dask.execute.attempt import watchdog
 
 
 @dataclass

@@ -13,10 +13,10 @@ from distributed.comm.core import CommClosedError
 
 import geopatch_dask as gp
 from geopatch_dask.errors import RunIncomplete
-from geopatch_dask.execute import connection as module
-from geopatch_dask.execute.drive import drive
-from geopatch_dask.execute.policy import Policy
-from geopatch_dask.execute.workers import OnCluster
+from geopatch_dask.execute.attempt.policy import Policy
+from geopatch_dask.execute.driving import connection as module
+from geopatch_dask.execute.driving.drive import drive
+from geopatch_dask.execute.driving.workers import OnCluster
 from geopatch_dask.report.outcome import Outcome
 
 pytestmark = pytest.mark.cluster

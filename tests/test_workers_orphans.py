@@ -15,11 +15,11 @@ from distributed.client import FutureCancelledError
 
 import geopatch_dask as gp
 from geopatch_dask.errors import RunIncomplete
-from geopatch_dask.execute.drive import drive
-from geopatch_dask.execute.events import Done, Event
-from geopatch_dask.execute.head import MOST_HEADS
-from geopatch_dask.execute.policy import Policy
-from geopatch_dask.execute.workers import OnCluster
+from geopatch_dask.execute.attempt.events import Done, Event
+from geopatch_dask.execute.attempt.policy import Policy
+from geopatch_dask.execute.driving.drive import drive
+from geopatch_dask.execute.driving.head import MOST_HEADS
+from geopatch_dask.execute.driving.workers import OnCluster
 from geopatch_dask.report.outcome import Outcome
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 import geopatch_dask as gp
-from geopatch_dask.execute.runners import local_client
+from geopatch_dask.execute.runs.runners import local_client
 
 ROOT = Path(__file__).parents[2]
 OUT = ROOT / "docs" / "images" / "dashboard.png"

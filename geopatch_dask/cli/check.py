@@ -20,9 +20,9 @@ from geopatch_dask.cli.job import Job, load_job
 from geopatch_dask.clusters.address import connect, is_address
 from geopatch_dask.clusters.tls import CA, CERTIFICATE, KEY, make_certificates
 from geopatch_dask.errors import OptionError
-from geopatch_dask.execute.doctor import doctor as diagnose
-from geopatch_dask.execute.verify import Compared
-from geopatch_dask.execute.verify import verify as compare
+from geopatch_dask.execute.check.doctor import doctor as diagnose
+from geopatch_dask.execute.check.verify import Compared
+from geopatch_dask.execute.check.verify import verify as compare
 
 __all__ = ["doctor", "verify"]
 

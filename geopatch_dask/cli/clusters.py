@@ -21,7 +21,7 @@ from geopatch_dask.clusters.core import KINDS, offered, on_nodes, words_of
 from geopatch_dask.clusters.deferred import Deferred
 from geopatch_dask.clusters.options import known_words, nearest
 from geopatch_dask.errors import OptionError
-from geopatch_dask.execute.runners import Scheduler, resources
+from geopatch_dask.execute.runs.runners import Scheduler, resources
 from geopatch_dask.planning.core import PlanBase
 from geopatch_dask.planning.nodes import Nodes, least_slot
 

@@ -32,10 +32,10 @@ from geopatch_dask.cli.job import Job, load_job
 from geopatch_dask.cli.keys import KEYS, find, parted, toml_value
 from geopatch_dask.cli.progress import progress_for
 from geopatch_dask.errors import GeopatchError, OptionError, PlanMismatch
-from geopatch_dask.execute.metrics import serve
-from geopatch_dask.execute.prepare import check_mismatch
-from geopatch_dask.execute.presence import TargetGone
-from geopatch_dask.execute.runners import Scheduler
+from geopatch_dask.execute.attempt.metrics import serve
+from geopatch_dask.execute.runs.runners import Scheduler
+from geopatch_dask.execute.target.prepare import check_mismatch
+from geopatch_dask.execute.target.presence import TargetGone
 from geopatch_dask.planning.drawing import pyplot
 from geopatch_dask.planning.nodes import parse_nodes
 from geopatch_dask.report.report import Report

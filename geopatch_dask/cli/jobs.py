@@ -19,8 +19,8 @@ from geopatch_dask.cli.job import Job, load_job
 from geopatch_dask.cli.progress import Following, progress_for
 from geopatch_dask.clusters.address import is_address
 from geopatch_dask.errors import OptionError, RunIncomplete
-from geopatch_dask.execute.rebuild import rebuilt
-from geopatch_dask.execute.retry import retry_plan
+from geopatch_dask.execute.runs.retry import retry_plan
+from geopatch_dask.execute.target.rebuild import rebuilt
 from geopatch_dask.planning.units import seconds_text
 
 __all__ = ["retry", "status", "submit"]

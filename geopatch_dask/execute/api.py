@@ -10,12 +10,12 @@ from distributed import Client
 from geopatch_dask.aggregation import Output
 from geopatch_dask.aggregation.statistic import Statistic
 from geopatch_dask.errors import OptionError, TargetError
-from geopatch_dask.execute.graph import TaskGraph, compile_graph
-from geopatch_dask.execute.job import Job, submit
-from geopatch_dask.execute.judge import UncoveredWarning, check_on_failure, judge
-from geopatch_dask.execute.policy import DEFAULT, Policy
-from geopatch_dask.execute.run import Progress, Share, execute
-from geopatch_dask.execute.runners import AnyScheduler, machine, opened, resources
+from geopatch_dask.execute.attempt.policy import DEFAULT, Policy
+from geopatch_dask.execute.driving.graph import TaskGraph, compile_graph
+from geopatch_dask.execute.runs.job import Job, submit
+from geopatch_dask.execute.runs.judge import UncoveredWarning, check_on_failure, judge
+from geopatch_dask.execute.runs.run import Progress, Share, execute
+from geopatch_dask.execute.runs.runners import AnyScheduler, machine, opened, resources
 from geopatch_dask.patch.geometry import Cells
 from geopatch_dask.patch.patcher import Patcher
 from geopatch_dask.planning.build import build

@@ -30,7 +30,7 @@ class Outcome:
     seconds : mapping of phase to seconds
     error : mapping or None
         ``type``, ``message``, ``traceback`` of a failure, all text, and ``kind``: what it says
-        about trying again (see :mod:`geopatch_dask.execute.case`).
+        about trying again (see :mod:`geopatch_dask.execute.attempt.case`).
     worker : str
         ``host:pid``.
     attempt : int

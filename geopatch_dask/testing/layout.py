@@ -43,8 +43,8 @@ from geopatch_dask.aggregation.statistic import Statistic
 from geopatch_dask.errors import OptionError, VerificationError
 from geopatch_dask.execute import api
 from geopatch_dask.execute.api import Plan, UncoveredWarning
-from geopatch_dask.execute.runners import Scheduler
-from geopatch_dask.execute.stage import recorded_context
+from geopatch_dask.execute.attempt.stage import recorded_context
+from geopatch_dask.execute.runs.runners import Scheduler
 from geopatch_dask.patch.grid import UNIT, PatchGrid
 from geopatch_dask.patch.patch import Patch
 from geopatch_dask.patch.patcher import Patcher

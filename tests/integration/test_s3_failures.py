@@ -17,7 +17,7 @@ from integration.buckets import Bucket
 from integration.killing import TARGET, check_kept, records
 
 import geopatch_dask as gp
-from geopatch_dask.execute.runners import local_client
+from geopatch_dask.execute.runs.runners import local_client
 from geopatch_dask.testing import assert_same_bytes, merged, read_back
 
 pytestmark = pytest.mark.integration

@@ -94,7 +94,7 @@ def test_what_other_pages_say_of_a_batch_system(
 def test_the_message_on_the_page_is_the_one_of_the_code() -> None:
     """What a worker over its memory looks like; the numbers are of a test beside this one."""
     from geopatch_dask.clusters.deaths import Death
-    from geopatch_dask.execute.losses import _message
+    from geopatch_dask.execute.driving.losses import _message
 
     class Memory:
         total = int(312.4 * 2**20)

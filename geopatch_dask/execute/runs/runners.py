@@ -17,11 +17,11 @@ from geopatch_dask.clusters.core import Cluster
 from geopatch_dask.clusters.deferred import Deferred
 from geopatch_dask.clusters.local import machine
 from geopatch_dask.errors import OptionError
-from geopatch_dask.execute.driver import ALL_AT_ONCE
-from geopatch_dask.execute.policy import Policy
-from geopatch_dask.execute.stage import leaf_runs
-from geopatch_dask.execute.versions import compare_versions
-from geopatch_dask.execute.workers import InThread, OnCluster, Threads, Workers
+from geopatch_dask.execute.attempt.policy import Policy
+from geopatch_dask.execute.attempt.stage import leaf_runs
+from geopatch_dask.execute.attempt.versions import compare_versions
+from geopatch_dask.execute.driving.driver import ALL_AT_ONCE
+from geopatch_dask.execute.driving.workers import InThread, OnCluster, Threads, Workers
 from geopatch_dask.planning.core import PlanBase
 
 __all__ = [

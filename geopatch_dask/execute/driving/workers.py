@@ -20,16 +20,21 @@ from dask.task_spec import Task
 from dask.utils import key_split
 from distributed import Client, Future, KilledWorker
 
-from geopatch_dask.execute.connection import FORGOTTEN, check_connected, fetched, value_or_error
-from geopatch_dask.execute.driver import GiveUp, Start, Stop
-from geopatch_dask.execute.events import Lost
-from geopatch_dask.execute.head import Head, local_context
-from geopatch_dask.execute.losses import ASK, Losses
-from geopatch_dask.execute.policy import Policy
-from geopatch_dask.execute.prepare import token
-from geopatch_dask.execute.stage import recorded_context
-from geopatch_dask.execute.tile import give_up, run_tile
-from geopatch_dask.execute.watchdog import guarded, topic
+from geopatch_dask.execute.attempt.events import Lost
+from geopatch_dask.execute.attempt.policy import Policy
+from geopatch_dask.execute.attempt.stage import recorded_context
+from geopatch_dask.execute.attempt.tile import give_up, run_tile
+from geopatch_dask.execute.attempt.watchdog import guarded, topic
+from geopatch_dask.execute.driving.connection import (
+    FORGOTTEN,
+    check_connected,
+    fetched,
+    value_or_error,
+)
+from geopatch_dask.execute.driving.driver import GiveUp, Start, Stop
+from geopatch_dask.execute.driving.head import Head, local_context
+from geopatch_dask.execute.driving.losses import ASK, Losses
+from geopatch_dask.execute.target.prepare import token
 from geopatch_dask.planning.core import PlanBase
 from geopatch_dask.report.outcome import Outcome
 
@@ -206,7 +211,7 @@ class OnCluster:
     context : mapping or None
         As for :class:`InThread`; pass 1 runs on the cluster.
     run : callable
-        What computes a super-tile; called as :func:`~geopatch_dask.execute.tile.run_tile`.
+        What computes a super-tile; called as :func:`~geopatch_dask.execute.attempt.tile.run_tile`.
     check : callable
         As for :class:`InThread`.
 

@@ -15,12 +15,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from geopatch_dask.execute.judge import check_on_failure, judge
-from geopatch_dask.execute.policy import DEFAULT, Policy
-from geopatch_dask.execute.prepare import finished, forget_tiles, ids, unfinished
-from geopatch_dask.execute.rebuild import rebuilt
-from geopatch_dask.execute.run import Progress, execute
-from geopatch_dask.execute.runners import AnyScheduler, opened
+from geopatch_dask.execute.attempt.policy import DEFAULT, Policy
+from geopatch_dask.execute.runs.judge import check_on_failure, judge
+from geopatch_dask.execute.runs.run import Progress, execute
+from geopatch_dask.execute.runs.runners import AnyScheduler, opened
+from geopatch_dask.execute.target.prepare import finished, forget_tiles, ids, unfinished
+from geopatch_dask.execute.target.rebuild import rebuilt
 from geopatch_dask.planning.core import PlanBase
 from geopatch_dask.planning.operator import Operator
 from geopatch_dask.report.report import Report

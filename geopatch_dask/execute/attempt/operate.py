@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from geopatch_dask.errors import GeopatchError
-from geopatch_dask.execute.policy import Policy
+from geopatch_dask.execute.attempt.policy import Policy
 from geopatch_dask.patch.patch import Patch
 from geopatch_dask.planning.core import PlanBase
 

@@ -4,7 +4,7 @@
 
     plan-<fp>                 the plan, once; every tile depends on this one key
        |
-    context-<fp>              what pass 1 found, where there is one (execute/stage.py)
+    context-<fp>              what pass 1 found, where there is one (execute/attempt/stage.py)
        |
     (tile-<fp>, i)            computes, writes and records super-tile i; returns an Outcome
        |
@@ -28,16 +28,16 @@ from dask import threaded
 from dask.base import DaskMethodsMixin
 from dask.task_spec import DataNode, List, Task, TaskRef
 
-from geopatch_dask.execute.first_pass import Care
-from geopatch_dask.execute.prepare import complete, forget_other_layouts, prepare, token
-from geopatch_dask.execute.stage import (
+from geopatch_dask.execute.attempt.first_pass import Care
+from geopatch_dask.execute.attempt.stage import (
     CARE,
     join_states,
     leaf_runs,
     run_leaves,
     settle_context,
 )
-from geopatch_dask.execute.tile import finish_tile
+from geopatch_dask.execute.attempt.tile import finish_tile
+from geopatch_dask.execute.target.prepare import complete, forget_other_layouts, prepare, token
 from geopatch_dask.planning.core import PlanBase
 from geopatch_dask.report.outcome import Summary
 
@@ -153,7 +153,7 @@ def head_graph(
     plan : PlanBase
         Whose target is prepared.
     short : str
-        From :func:`~geopatch_dask.execute.prepare.token`.
+        From :func:`~geopatch_dask.execute.target.prepare.token`.
     context : mapping or None
         What an earlier run found in pass 1; None: it is computed.
     care : Care

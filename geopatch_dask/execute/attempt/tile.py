@@ -26,12 +26,12 @@ import numpy as np
 import numpy.typing as npt
 
 from geopatch_dask.errors import RecordError, TargetError
-from geopatch_dask.execute.events import kind_of
-from geopatch_dask.execute.kernel import Counts, Kernel
-from geopatch_dask.execute.logs import log_start, log_tile
-from geopatch_dask.execute.metrics import count_tile, in_progress, peak_rss
-from geopatch_dask.execute.policy import DEFAULT, Policy, backoff
-from geopatch_dask.execute.versions import recorded_versions
+from geopatch_dask.execute.attempt.events import kind_of
+from geopatch_dask.execute.attempt.kernel import Counts, Kernel
+from geopatch_dask.execute.attempt.logs import log_start, log_tile
+from geopatch_dask.execute.attempt.metrics import count_tile, in_progress, peak_rss
+from geopatch_dask.execute.attempt.policy import DEFAULT, Policy, backoff
+from geopatch_dask.execute.attempt.versions import recorded_versions
 from geopatch_dask.fields.handles import forget_handles
 from geopatch_dask.patch.boxes import Box
 from geopatch_dask.planning.core import PlanBase

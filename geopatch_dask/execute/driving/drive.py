@@ -24,11 +24,11 @@ from dataclasses import replace
 from typing import Self
 
 from geopatch_dask.errors import RunIncomplete
-from geopatch_dask.execute.driver import Driver, GiveUp, Start, Stop
-from geopatch_dask.execute.events import Done, Event, Failed, Lost
-from geopatch_dask.execute.policy import Policy
-from geopatch_dask.execute.presence import TargetGone, absence
-from geopatch_dask.execute.workers import Message, Workers
+from geopatch_dask.execute.attempt.events import Done, Event, Failed, Lost
+from geopatch_dask.execute.attempt.policy import Policy
+from geopatch_dask.execute.driving.driver import Driver, GiveUp, Start, Stop
+from geopatch_dask.execute.driving.workers import Message, Workers
+from geopatch_dask.execute.target.presence import TargetGone, absence
 from geopatch_dask.planning.core import PlanBase
 from geopatch_dask.report.outcome import Outcome
 from geopatch_dask.store.jobs import BEAT, LOOK, Heartbeat, RunState

@@ -21,10 +21,10 @@ from typing import Any
 
 from distributed import get_worker
 
-from geopatch_dask.execute.logs import log_tile
-from geopatch_dask.execute.metrics import count_tile
-from geopatch_dask.execute.policy import Policy
-from geopatch_dask.execute.prepare import token
+from geopatch_dask.execute.attempt.logs import log_tile
+from geopatch_dask.execute.attempt.metrics import count_tile
+from geopatch_dask.execute.attempt.policy import Policy
+from geopatch_dask.execute.target.prepare import token
 from geopatch_dask.planning.core import PlanBase
 from geopatch_dask.report.outcome import Outcome
 

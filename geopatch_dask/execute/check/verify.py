@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 
 from geopatch_dask.errors import OptionError, TargetError
-from geopatch_dask.execute.rebuild import rebuilt
-from geopatch_dask.execute.recompute import Difference, Recomputer, random_boxes
-from geopatch_dask.execute.stage import recorded_context, run_leaves
-from geopatch_dask.execute.stored import Stored, Unreadable, untrusted
-from geopatch_dask.execute.verification import Cause, Mismatch, Verification
+from geopatch_dask.execute.attempt.stage import recorded_context, run_leaves
+from geopatch_dask.execute.check.recompute import Difference, Recomputer, random_boxes
+from geopatch_dask.execute.check.stored import Stored, Unreadable, untrusted
+from geopatch_dask.execute.check.verification import Cause, Mismatch, Verification
+from geopatch_dask.execute.target.rebuild import rebuilt
 from geopatch_dask.patch.boxes import Box
 from geopatch_dask.patch.patcher import Patcher
 from geopatch_dask.planning.core import PlanBase

@@ -9,8 +9,8 @@ from typing import Any
 from distributed import Client
 
 from geopatch_dask.errors import GeopatchError
-from geopatch_dask.execute.diagnosis import Finding
-from geopatch_dask.execute.versions import THREADS, Answers, ask, differences
+from geopatch_dask.execute.attempt.versions import THREADS, Answers, ask, differences
+from geopatch_dask.execute.check.diagnosis import Finding
 from geopatch_dask.planning.memory import MemoryModel
 from geopatch_dask.planning.units import bytes_text
 from geopatch_dask.store.location import Location

@@ -7,7 +7,7 @@
     (stat-<id>, i) ---> (join-<id>, ...) ---> context-<id>
 
 On a cluster, both stay there.  Only the end of pass 1 is waited for, because nothing else can run
-before it, or if it fails (:mod:`geopatch_dask.execute.cluster_pass`).
+before it, or if it fails (:mod:`geopatch_dask.execute.driving.cluster_pass`).
 
 A cluster that cannot load the plan, because a module is not installed there, can run nothing of it:
 that ends the run, and no super-tile is charged with it.
@@ -26,12 +26,12 @@ from distributed import Client, Future, KilledWorker
 from distributed.protocol import pickle
 
 from geopatch_dask.errors import RunIncomplete
-from geopatch_dask.execute.cluster_pass import ClusterPass, PlanLost
-from geopatch_dask.execute.connection import check_connected, value_or_error, wait_for
-from geopatch_dask.execute.first_pass import Care
-from geopatch_dask.execute.graph import head_graph
-from geopatch_dask.execute.policy import Policy
-from geopatch_dask.execute.prepare import token
+from geopatch_dask.execute.attempt.first_pass import Care
+from geopatch_dask.execute.attempt.policy import Policy
+from geopatch_dask.execute.driving.cluster_pass import ClusterPass, PlanLost
+from geopatch_dask.execute.driving.connection import check_connected, value_or_error, wait_for
+from geopatch_dask.execute.driving.graph import head_graph
+from geopatch_dask.execute.target.prepare import token
 from geopatch_dask.planning.core import PlanBase
 
 __all__ = ["Head", "PlanNotLoaded", "deepest", "local_context", "not_loaded"]

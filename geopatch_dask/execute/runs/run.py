@@ -11,23 +11,23 @@ from typing import Any
 from distributed import Client
 
 from geopatch_dask.errors import OptionError, TargetError
-from geopatch_dask.execute.drive import Cancelled, Pulse, drive
-from geopatch_dask.execute.events import Event, Failed
-from geopatch_dask.execute.first_pass import FirstPassFailed
-from geopatch_dask.execute.logs import log_lost
-from geopatch_dask.execute.metrics import RunMetrics
-from geopatch_dask.execute.policy import DEFAULT, Policy
-from geopatch_dask.execute.prepare import (
+from geopatch_dask.execute.attempt.events import Event, Failed
+from geopatch_dask.execute.attempt.first_pass import FirstPassFailed
+from geopatch_dask.execute.attempt.logs import log_lost
+from geopatch_dask.execute.attempt.metrics import RunMetrics
+from geopatch_dask.execute.attempt.policy import DEFAULT, Policy
+from geopatch_dask.execute.attempt.stage import recorded_context
+from geopatch_dask.execute.attempt.versions import compare_versions
+from geopatch_dask.execute.driving.drive import Cancelled, Pulse, drive
+from geopatch_dask.execute.runs.runners import Scheduler, check_scheduler, workers_of
+from geopatch_dask.execute.target.prepare import (
     complete_if_done,
     finished,
     ids,
     prepare,
     unfinished,
 )
-from geopatch_dask.execute.presence import check_present
-from geopatch_dask.execute.runners import Scheduler, check_scheduler, workers_of
-from geopatch_dask.execute.stage import recorded_context
-from geopatch_dask.execute.versions import compare_versions
+from geopatch_dask.execute.target.presence import check_present
 from geopatch_dask.planning.core import PlanBase
 from geopatch_dask.planning.requests import DRAWN
 from geopatch_dask.report.html import report_html

@@ -33,9 +33,9 @@ from typing import Any
 import dask
 from distributed import get_worker
 
-from geopatch_dask.execute.events import Event, Lost
-from geopatch_dask.execute.metrics import name_of, trouble
-from geopatch_dask.execute.policy import Policy
+from geopatch_dask.execute.attempt.events import Event, Lost
+from geopatch_dask.execute.attempt.metrics import name_of, trouble
+from geopatch_dask.execute.attempt.policy import Policy
 from geopatch_dask.planning.core import PlanBase
 from geopatch_dask.planning.units import bytes_text
 from geopatch_dask.report.outcome import Outcome
@@ -97,7 +97,7 @@ def log_tile(
     plan : PlanBase
     outcome : Outcome
     end : str
-        One of :data:`~geopatch_dask.execute.metrics.ENDS`.
+        One of :data:`~geopatch_dask.execute.attempt.metrics.ENDS`.
     policy : Policy
     worker : distributed.Worker, optional
         Where it ran, if this thread does not know.

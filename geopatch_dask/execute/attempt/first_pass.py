@@ -27,12 +27,12 @@ from typing import Any, Self, TypeVar
 from geopatch_dask.aggregation.passes import FieldPass, OutputPass, Pass
 from geopatch_dask.aggregation.statistic import Statistic, StatisticState
 from geopatch_dask.errors import OptionError, RunIncomplete
-from geopatch_dask.execute.case import Case, Verdict
-from geopatch_dask.execute.events import Failed, kind_of
-from geopatch_dask.execute.operate import repeated
-from geopatch_dask.execute.policy import DEFAULT, Policy, backoff
-from geopatch_dask.execute.room import Room
-from geopatch_dask.execute.watchdog import ended_after, tell_of_leaf
+from geopatch_dask.execute.attempt.case import Case, Verdict
+from geopatch_dask.execute.attempt.events import Failed, kind_of
+from geopatch_dask.execute.attempt.operate import repeated
+from geopatch_dask.execute.attempt.policy import DEFAULT, Policy, backoff
+from geopatch_dask.execute.attempt.room import Room
+from geopatch_dask.execute.attempt.watchdog import ended_after, tell_of_leaf
 from geopatch_dask.fields.handles import forget_handles
 from geopatch_dask.patch.patch import Patch
 from geopatch_dask.planning.context import Context

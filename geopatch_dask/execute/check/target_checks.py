@@ -20,9 +20,9 @@ from typing import Any, Literal
 import numpy as np
 
 from geopatch_dask.errors import GeopatchError, RecordError
-from geopatch_dask.execute.beginning import hopeless
-from geopatch_dask.execute.diagnosis import Finding, Level
-from geopatch_dask.execute.stored import untrusted
+from geopatch_dask.execute.check.diagnosis import Finding, Level
+from geopatch_dask.execute.check.stored import untrusted
+from geopatch_dask.execute.runs.beginning import hopeless
 from geopatch_dask.patch.boxes import Box
 from geopatch_dask.planning.context import CONTEXT_FILE, state_from_json
 from geopatch_dask.planning.core import read_plan

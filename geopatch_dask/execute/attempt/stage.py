@@ -8,7 +8,7 @@
        |
     context-<fp>             recorded beside the target, then finalized; every tile depends on it
 
-What each of them does about failures is :mod:`geopatch_dask.execute.first_pass`.
+What each of them does about failures is :mod:`geopatch_dask.execute.attempt.first_pass`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any
 from geopatch_dask.aggregation.passes import reduce_leaves, runs_of
 from geopatch_dask.aggregation.statistic import StatisticState, joined
 from geopatch_dask.errors import RecordError
-from geopatch_dask.execute.first_pass import Care, CarefulPass, context_of
-from geopatch_dask.execute.metrics import count_leaves
+from geopatch_dask.execute.attempt.first_pass import Care, CarefulPass, context_of
+from geopatch_dask.execute.attempt.metrics import count_leaves
 from geopatch_dask.planning.context import CONTEXT_FILE, state_from_json, state_to_json
 from geopatch_dask.planning.core import PlanBase
 from geopatch_dask.store.records import Ledger

@@ -31,7 +31,7 @@ from threading import Lock
 from typing import Any
 
 from geopatch_dask.errors import OptionError
-from geopatch_dask.execute.events import Event, Failed, Lost
+from geopatch_dask.execute.attempt.events import Event, Failed, Lost
 from geopatch_dask.planning.core import PlanBase
 from geopatch_dask.report.outcome import Outcome
 

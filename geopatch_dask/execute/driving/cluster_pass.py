@@ -10,12 +10,12 @@
 A worker that dies costs the task that it had in hand, and not those that are done: their states
 stay on the cluster as long as the pass is not over, and only the tree above them, which is quick,
 is sent once more.  What was lost is started again while the rest is computed.  What a loss means
-is judged as for a super-tile (:mod:`geopatch_dask.execute.case`), with one case for every run of
-leaves, one for the tree, and one for every leaf that takes too long.
+is judged as for a super-tile (:mod:`geopatch_dask.execute.attempt.case`), with one case for every
+run of leaves, one for the tree, and one for every leaf that takes too long.
 
 Errors end the pass: what may pass has been tried again where it happened
-(:mod:`geopatch_dask.execute.first_pass`).  Only a run of leaves that was short of memory is started
-once more, alone.
+(:mod:`geopatch_dask.execute.attempt.first_pass`).  Only a run of leaves that was short of memory
+is started once more, alone.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ from typing import Any
 from dask.task_spec import TaskRef
 from distributed import Client, Future, KilledWorker
 
-from geopatch_dask.execute.case import Case, Verdict
-from geopatch_dask.execute.connection import FORGOTTEN, check_connected, value_or_error
-from geopatch_dask.execute.events import Failed, Lost
-from geopatch_dask.execute.first_pass import Care, FirstPassFailed, context_of, leaves_text
-from geopatch_dask.execute.graph import leaf_tasks, tree_tasks
-from geopatch_dask.execute.losses import ASK, Losses
-from geopatch_dask.execute.policy import Policy
-from geopatch_dask.execute.stage import leaf_runs
+from geopatch_dask.execute.attempt.case import Case, Verdict
+from geopatch_dask.execute.attempt.events import Failed, Lost
+from geopatch_dask.execute.attempt.first_pass import Care, FirstPassFailed, context_of, leaves_text
+from geopatch_dask.execute.attempt.policy import Policy
+from geopatch_dask.execute.attempt.stage import leaf_runs
+from geopatch_dask.execute.driving.connection import FORGOTTEN, check_connected, value_or_error
+from geopatch_dask.execute.driving.graph import leaf_tasks, tree_tasks
+from geopatch_dask.execute.driving.losses import ASK, Losses
 from geopatch_dask.planning.core import PlanBase
 
 __all__ = ["ClusterPass", "PlanLost"]

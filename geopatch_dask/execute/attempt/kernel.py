@@ -31,10 +31,10 @@ import numpy.typing as npt
 from geopatch_dask.aggregation.base import Aggregation, State
 from geopatch_dask.aggregation.several import entries, keyed_of
 from geopatch_dask.errors import OperatorError
-from geopatch_dask.execute.bands import Bands
-from geopatch_dask.execute.emit import Emission, wanted
-from geopatch_dask.execute.operate import Caller
-from geopatch_dask.execute.policy import DEFAULT, Policy
+from geopatch_dask.execute.attempt.bands import Bands
+from geopatch_dask.execute.attempt.emit import Emission, wanted
+from geopatch_dask.execute.attempt.operate import Caller
+from geopatch_dask.execute.attempt.policy import DEFAULT, Policy
 from geopatch_dask.patch.boxes import Box, hull
 from geopatch_dask.patch.grid import PatchGrid
 from geopatch_dask.patch.patch import Patch

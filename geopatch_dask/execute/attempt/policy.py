@@ -13,7 +13,7 @@ __all__ = ["DEFAULT", "LOGS", "Policy", "backoff"]
 #: Seconds before the second attempt at a super-tile; doubled for each further one.
 BACKOFF = 1.0
 
-#: Forms of a log line; see :mod:`geopatch_dask.execute.logs`.
+#: Forms of a log line; see :mod:`geopatch_dask.execute.attempt.logs`.
 LOGS = ("text", "json")
 
 

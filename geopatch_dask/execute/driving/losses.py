@@ -21,8 +21,8 @@ from typing import Any
 from distributed import Client, KilledWorker
 
 from geopatch_dask.clusters.deaths import RESTARTED, TOPIC, Death, DeathWatch, find_death
-from geopatch_dask.execute.driver import GiveUp
-from geopatch_dask.execute.events import Lost
+from geopatch_dask.execute.attempt.events import Lost
+from geopatch_dask.execute.driving.driver import GiveUp
 from geopatch_dask.planning.core import PlanBase
 from geopatch_dask.planning.units import bytes_text
 

@@ -24,8 +24,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from geopatch_dask.execute.events import Failed, Lost
-from geopatch_dask.execute.policy import Policy
+from geopatch_dask.execute.attempt.events import Failed, Lost
+from geopatch_dask.execute.attempt.policy import Policy
 
 __all__ = ["Case", "Verdict"]
 
@@ -71,7 +71,7 @@ class Case:
 
         Examples
         --------
-        >>> from geopatch_dask.execute.policy import DEFAULT
+        >>> from geopatch_dask.execute.attempt.policy import DEFAULT
         >>> case, lost = Case(), Lost(0, 1, {"kind": "lost"})
         >>> [case.take(lost, DEFAULT).name for _ in range(2)]
         ['AGAIN', 'ALONE']

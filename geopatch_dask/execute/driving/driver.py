@@ -10,7 +10,7 @@
                                                 |  |
                alone: when nothing else runs <--+  +--> over: given up
 
-What a failure means is judged by its :class:`~geopatch_dask.execute.case.Case`.
+What a failure means is judged by its :class:`~geopatch_dask.execute.attempt.case.Case`.
 
 *Backups*: in the last wave, when slots are idle and nothing waits, a super-tile that has been
 running for much longer than others took is started a second time.  Both write the same bytes; the
@@ -28,9 +28,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from geopatch_dask.execute.case import Case, Verdict
-from geopatch_dask.execute.events import Done, Event
-from geopatch_dask.execute.policy import Policy, backoff
+from geopatch_dask.execute.attempt.case import Case, Verdict
+from geopatch_dask.execute.attempt.events import Done, Event
+from geopatch_dask.execute.attempt.policy import Policy, backoff
 
 __all__ = ["Driver", "GiveUp", "Instruction", "Start", "Stop"]
 

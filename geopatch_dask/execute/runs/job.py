@@ -14,7 +14,7 @@ to watch, wait or cancel needs the target's store, and no scheduler: any process
 
 Until a worker is free, a job has not begun, which may take hours.  Who waits then goes on waiting,
 unless another run has completed the target meanwhile, or it is known that the job cannot begin any
-more (:mod:`geopatch_dask.execute.beginning`).
+more (:mod:`geopatch_dask.execute.runs.beginning`).
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from distributed import Client, Future, fire_and_forget, worker_client
 from distributed.protocol import pickle
 
 from geopatch_dask.errors import GeopatchError, RunIncomplete, TargetError
-from geopatch_dask.execute.beginning import (
+from geopatch_dask.execute.attempt.policy import Policy
+from geopatch_dask.execute.attempt.versions import compare_versions
+from geopatch_dask.execute.driving.head import not_loaded
+from geopatch_dask.execute.runs.beginning import (
     check_begins,
     drive_key,
     failure,
     hopeless,
     spare_driver,
 )
-from geopatch_dask.execute.head import not_loaded
-from geopatch_dask.execute.policy import Policy
-from geopatch_dask.execute.prepare import prepare
-from geopatch_dask.execute.run import execute
-from geopatch_dask.execute.runners import check_scheduler
-from geopatch_dask.execute.versions import compare_versions
+from geopatch_dask.execute.runs.run import execute
+from geopatch_dask.execute.runs.runners import check_scheduler
+from geopatch_dask.execute.target.prepare import prepare
 from geopatch_dask.planning.core import PlanBase
 from geopatch_dask.report.report import Report
 from geopatch_dask.report.status import Status, status

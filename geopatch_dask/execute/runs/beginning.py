@@ -29,8 +29,8 @@ from urllib.parse import urlsplit
 from distributed import Client, Future, KilledWorker
 
 from geopatch_dask.errors import GeopatchError, RunIncomplete
-from geopatch_dask.execute.connection import value_or_error
-from geopatch_dask.execute.head import deepest, not_loaded
+from geopatch_dask.execute.driving.connection import value_or_error
+from geopatch_dask.execute.driving.head import deepest, not_loaded
 from geopatch_dask.store.jobs import STALE, RunState, forget_run, said
 from geopatch_dask.store.records import Ledger
 

@@ -17,11 +17,11 @@ from typing import Any
 from distributed import Client
 
 from geopatch_dask.errors import GeopatchError, OptionError
-from geopatch_dask.execute.cluster_checks import check_access, check_cluster, check_here
-from geopatch_dask.execute.diagnosis import Diagnosis, Finding, Level
-from geopatch_dask.execute.runners import AnyScheduler, opened
-from geopatch_dask.execute.target_checks import TargetChecks
-from geopatch_dask.execute.versions import Answers, about
+from geopatch_dask.execute.attempt.versions import Answers, about
+from geopatch_dask.execute.check.cluster_checks import check_access, check_cluster, check_here
+from geopatch_dask.execute.check.diagnosis import Diagnosis, Finding, Level
+from geopatch_dask.execute.check.target_checks import TargetChecks
+from geopatch_dask.execute.runs.runners import AnyScheduler, opened
 from geopatch_dask.planning.core import PlanBase
 from geopatch_dask.planning.memory import MemoryPlan
 from geopatch_dask.store.location import Location

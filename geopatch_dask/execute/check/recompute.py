@@ -23,9 +23,9 @@ import numpy.typing as npt
 
 from geopatch_dask.aggregation.several import keyed_of
 from geopatch_dask.aggregation.table import arrow
-from geopatch_dask.execute.emit import Emission
-from geopatch_dask.execute.kernel import Kernel
-from geopatch_dask.execute.stored import Stored, bits
+from geopatch_dask.execute.attempt.emit import Emission
+from geopatch_dask.execute.attempt.kernel import Kernel
+from geopatch_dask.execute.check.stored import Stored, bits
 from geopatch_dask.patch.boxes import Box
 from geopatch_dask.patch.patcher import patch_of
 from geopatch_dask.planning.core import PlanBase

@@ -1,0 +1,1 @@
+"""What is started, repeated and given up, and where it runs."""
