@@ -49,13 +49,11 @@ demo: $(STAMP)  ## a scene, its reconstruction on a local cluster, and demo/demo
 test: $(STAMP)  ## the default suite (no slow, no integration tests)
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
-# pytest exits 5 when it collected nothing, so an empty selection fails here too.
-# Ceph and network namespaces need root and apt; without them this fails, and "pytest -m slow" is what can be run.
-integration: $(STAMP)  ## slow and integration tests, one at a time, as root: starts Ceph, kills processes
+# Ceph, Slurm and network namespaces need root and apt; without them this fails, and "pytest -m slow" is what can be run.
+integration: $(STAMP)  ## slow and integration tests, as root: starts Ceph and Slurm, kills processes
 	bash tests/services/up.sh
 	bash tests/services/deploy.sh
-	@trap 'bash tests/services/down.sh' EXIT; trap 'exit 130' INT TERM; \
-	$(BIN)/python -m pytest -m "slow or integration or deploy" --timeout 1500 $(PYTEST_ARGS)
+	bash tests/services/run.sh $(BIN)/python -m pytest --timeout 1500 $(PYTEST_ARGS)
 
 lint: $(STAMP)  ## ruff, mypy, and the direction of imports
 	$(BIN)/ruff check .
