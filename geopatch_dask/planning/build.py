@@ -163,13 +163,7 @@ def build(
     patcher = replace(patcher, aggregation=members.get("") or Several(members))
     run, first = _passes(operator, context, over, outputs)
     grid = _grid(source, patcher, members, outputs)
-    if grid.per_patch and chunks is None and not isinstance(outer, str):
-        chunks = _outer_cells(outer, source, grid)  # a table has no chunks to align with
-    kept, cut = write_units(
-        grid.shape,
-        _over_axes(chunks, source, grid, "chunks"),
-        _over_axes(shards, source, grid, "shards"),
-    )
+    kept, cut = _units(chunks, shards, outer, source, grid)
     found, first, known = _found(source, patcher, run, first, outputs, grid)
     products, tables = _results(source, members, outputs, found, grid)
     _check_names(products, tables, location)
@@ -335,6 +329,19 @@ def _layout(
     layout = replace(base, tile=tuple(min(t, w) for t, w in zip(tile, whole, strict=True)))
     check_memory(layout, memory, limit, model)
     return layout, []
+
+
+def _units(
+    chunks: Cells | None, shards: Cells | None, outer: Any, field: Field, grid: PatchGrid
+) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+    """Chunks and shards, completed and checked."""
+    if grid.per_patch and chunks is None and not isinstance(outer, str):
+        chunks = _outer_cells(outer, field, grid)  # a table has no chunks to align with
+    return write_units(
+        grid.shape,
+        _over_axes(chunks, field, grid, "chunks"),
+        _over_axes(shards, field, grid, "shards"),
+    )
 
 
 def _outer_cells(outer: Any, field: Field, grid: PatchGrid) -> tuple[int, ...]:
