@@ -140,7 +140,9 @@ def test_a_heartbeat_is_what_is_asked_every_two_seconds(
         assert told is not None
         beats = sum(name.endswith(".json") and "/runs/" in name for name in heard["PUT"]) - 1
         assert beats >= 5
-        looks = beats // (LOOK - 1)
+        looks = sum(name.endswith("/plan.json") for name in heard["HEAD"])
+        # One in place of every fifth beat; the run may end just before it was due.
+        assert looks in (beats // (LOOK - 1), (beats - 1) // (LOOK - 1))
         before = told.total()
         before["PUT"] -= 1  # of the probe, at plan time
         before["GET"] -= 1

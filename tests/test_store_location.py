@@ -417,7 +417,12 @@ for _ in sys.stdin:
 """
 
 
+def torn_writes(folder: Path, size: int) -> list[Path]:
+    return [p for p in folder.glob(f".*{backends.PARTIAL}") if p.stat().st_size < size]
+
+
 def test_a_killed_writer_leaves_the_old_object_or_the_new_one(tmp_path):
+    """Killed 25 times, and on a busy machine until a kill has fallen into a write."""
     size, moment = 3_000_000, random.Random(7)
     whole = {None, b"a" * size, b"b" * size}
     place = Location(tmp_path)
@@ -427,15 +432,16 @@ def test_a_killed_writer_leaves_the_old_object_or_the_new_one(tmp_path):
         stdout=subprocess.PIPE,
         cwd=Path(__file__).parents[1],
     ) as nursery:
-        for _ in range(25):
+        for attempt in range(250):
+            if attempt >= 25 and torn_writes(tmp_path, size):
+                break
             nursery.stdin.write(b"\n")
             nursery.stdin.flush()
             child = int(nursery.stdout.readline())
-            time.sleep(0.005 + moment.random() * 0.04)
+            time.sleep(0.005 + moment.random() * 0.04 * (1 + attempt // 25))
             os.kill(child, signal.SIGKILL)
             assert nursery.stdout.readline() == b"gone\n"
             assert place.read("record.json") in whole
             assert place.list() in ([], ["record.json"])
         nursery.stdin.close()
-    torn = [p for p in tmp_path.glob(f".*{backends.PARTIAL}") if p.stat().st_size < size]
-    assert torn, "no kill fell into a write: the test proved nothing"
+    assert torn_writes(tmp_path, size), "no kill fell into a write: the test proved nothing"
