@@ -108,7 +108,8 @@ def test_a_job_through_a_bad_network(
     assert {kind for kind, count in injected.items() if count} == set(FAULTS)
     status = gp.status(s3.place(TARGET))
     check_counted(places, list(status.records.values()), plan.layout.unit, HANDED_ON[speaks])
-    assert status.totals()["retries"] == report.summary.numbers["retries"]
+    # The report has what records cannot know, too: of writing them, and of this process.
+    assert status.totals()["retries"] <= report.summary.numbers["retries"] <= len(places)
     expected = local_run({**spec, "field": str(cog.path), "field_options": None})
     check_trusted(s3, expected)
     check_same(s3, local_run({**spec, "field_options": None, "field": cog.url}))
