@@ -220,9 +220,8 @@ def _answer(link: BaseException) -> str | None:
         return _by_status(status[1]) if status else None
     # aiohttp, Azure, Google; a status below 400 is none of a failure, nor is 400 of a client that
     # could not read the answer
-    names = ("status", "status_code", "code")
-    values = (getattr(link, name, None) for name in names)
-    return next((kind for kind in map(_by_status, values) if kind), None)
+    names = ("status", "status_code", "code")  # the first that there is: aiohttp warns of the last
+    return _by_status(next((getattr(link, name) for name in names if hasattr(link, name)), None))
 
 
 def _by_status(value: object) -> str | None:

@@ -9,6 +9,7 @@ import pickle
 import socket
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import obstore
@@ -267,3 +268,15 @@ def test_threads_may_ask_at_once():
     for thread in threads:
         thread.join()
     assert answers == [True] * 8
+
+
+def test_of_several_names_for_a_status_only_the_first_is_asked(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    """aiohttp has two, and warns of one; a status 400 is that of an answer it could not read."""
+    aiohttp = pytest.importorskip("aiohttp")
+    request = SimpleNamespace(real_url="http://h/")
+    for status, kind in ((400, None), (503, "busy")):
+        error = aiohttp.ClientResponseError(request, (), status=status, message="?")
+        assert failures._answer(error) == kind
+    assert not recwarn.list

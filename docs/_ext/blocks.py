@@ -106,6 +106,7 @@ def run_page(
                 shutil.copy(page.parent / block.value, folder)
             if block.mark == "file":
                 (folder / block.value).write_text(block.code + "\n", encoding="utf-8")
+                sys.modules.pop(Path(block.value).stem, None)  # that of another page
             elif block.mark == "output":
                 _compare(block, block.code, printed)
             elif block.kind == "python":

@@ -228,7 +228,8 @@ async def _refuse(
         b"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\n"
         b"Content-Length: %d\r\nConnection: %s\r\n\r\n" % (len(_SLOW_DOWN), keep)
     )
-    writer.write(head + _SLOW_DOWN)
+    bare = request.first.startswith("HEAD ")  # an answer to HEAD has no body
+    writer.write(head if bare else head + _SLOW_DOWN)
     await writer.drain()
     return not waits and not request.closes
 
