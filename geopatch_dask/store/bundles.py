@@ -28,7 +28,6 @@ from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from hashlib import md5
-from types import TracebackType
 from typing import Self
 
 from geopatch_dask.errors import GeopatchError
@@ -86,16 +85,11 @@ class Bundler:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, why: type[BaseException] | None, *_: object) -> None:
         if len(self._held) >= FEW:
             self._flush()
         if self._writing is not None:
-            self._writing.join(None if error is None else LAST_WORDS)
+            self._writing.join(None if why is None else LAST_WORDS)
 
     def add(self, record: bytes) -> None:
         """One more record, as :func:`packed` makes it of what was written; or none.
