@@ -16,7 +16,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from dask.task_spec import Task
 from dask.utils import key_split
 from distributed import Client, Future, KilledWorker
 
@@ -32,6 +31,7 @@ from geopatch_dask.execute.driving.connection import (
     value_or_error,
 )
 from geopatch_dask.execute.driving.driver import GiveUp, Start, Stop
+from geopatch_dask.execute.driving.graph import NamedTask
 from geopatch_dask.execute.driving.head import Head, local_context
 from geopatch_dask.execute.driving.losses import ASK, Losses
 from geopatch_dask.execute.target.prepare import token
@@ -47,8 +47,9 @@ RETRIES = 3
 #: Attempts after which this process forgets what Dask remembers of their keys.
 FORGET = 5_000
 #: Seconds in which more may end before what ended is fetched, while many are under way: fetching
-#: and starting cost a message each way, however many super-tiles they are about.
-LINGER, MANY = 0.05, 100
+#: and starting cost a message each way, however many super-tiles they are about.  What is sent with
+#: more than so many others is looked at so often; of others, Dask tells, each by a thread.
+LINGER, MANY = 0.1, 100
 #: Super-tiles per slot up to which Dask does not take them for many tasks of one kind.
 FEW = 2
 
@@ -234,6 +235,7 @@ class OnCluster:
         self.short = token(plan)
         self._ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._futures: dict[Any, Future[Any]] = {}
+        self._crowd: set[Any] = set()  # keys of which nobody tells
         self._names: dict[Any, tuple[int, int, int]] = {}  # ordinal, attempt, and with which head
         self._giving_up: dict[int, tuple[GiveUp, int]] = {}
         self._looked, self._slots, self._sent = 0.0, 0, 0
@@ -268,9 +270,8 @@ class OnCluster:
         tasks: dict[Any, Any] = {}
         for item in attempts:
             key = (f"tile-{self.short}", item.ordinal, item.attempt)
-            tasks[key] = Task(
-                key, guarded, self.run, refs[0], item.ordinal, context, self.policy, item.attempt
-            )
+            what = (self.run, refs[0], item.ordinal, context, self.policy, item.attempt)
+            tasks[key] = NamedTask(key, guarded, *what)
             self._names[key] = (item.ordinal, item.attempt, self._head.begun)
         self._send(tasks)
 
@@ -287,7 +288,7 @@ class OnCluster:
             self._giving_up[item.ordinal] = (item, tries)
             key = (f"give-up-{self.short}", item.ordinal, tries)
             what = (item.ordinal, dict(item.error), item.attempts, self.policy, item.retries)
-            tasks[key] = Task(key, give_up, plan, *what)
+            tasks[key] = NamedTask(key, give_up, plan, *what)
             self._names[key] = (item.ordinal, 0, self._head.begun)
         self._send(tasks)
 
@@ -303,13 +304,16 @@ class OnCluster:
             key_split.cache_clear()
         for key, future in zip(keys, self.client.get(tasks, keys, sync=False), strict=True):
             self._futures[key] = future
-            future.add_done_callback(lambda f, key=key: self._ended.put(key))
+            if len(keys) > MANY:
+                self._crowd.add(key)
+            else:
+                future.add_done_callback(lambda f, key=key: self._ended.put(key))
 
     def wait(self, seconds: float) -> list[Message | Lost]:
         found: list[Message | Lost] = []
         ended: list[tuple[Any, Future[Any]]] = []
         seconds = min(seconds, ASK) if self._losses else seconds
-        for item in _drained(self._ended, seconds, LINGER if len(self._futures) > MANY else 0):
+        for item in self._told(seconds):
             if isinstance(item, Lost):
                 found.append(item)
                 self._forget((f"tile-{self.short}", item.ordinal, item.attempt))
@@ -318,6 +322,16 @@ class OnCluster:
         if not ended:
             check_connected(self.client)
         return found + self._losses.judged() + self._gathered(ended)
+
+    def _told(self, seconds: float) -> list[Any]:
+        """Keys of attempts that have ended, and what workers told, after some waiting."""
+        until = time.monotonic() + seconds
+        while self._crowd:
+            found = _drained(self._ended, LINGER)
+            found += [key for key in self._crowd if self._futures[key].done()]
+            if found or time.monotonic() >= until:
+                return found
+        return _drained(self._ended, seconds, LINGER if len(self._futures) > MANY else 0)
 
     def _gathered(self, ended: list[tuple[Any, Future[Any]]]) -> list[Message | Lost]:
         done = [(key, future) for key, future in ended if future.status == "finished"]
@@ -390,6 +404,7 @@ class OnCluster:
 
     def _forget(self, key: Any) -> None:
         self._names.pop(key, None)
+        self._crowd.discard(key)
         future = self._futures.pop(key, None)
         if future is not None:
             future.release()

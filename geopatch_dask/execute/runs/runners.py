@@ -23,6 +23,7 @@ from geopatch_dask.execute.attempt.versions import compare_versions
 from geopatch_dask.execute.driving.driver import ALL_AT_ONCE
 from geopatch_dask.execute.driving.workers import InThread, OnCluster, Threads, Workers
 from geopatch_dask.planning.core import PlanBase
+from geopatch_dask.planning.nodes import Rates
 
 __all__ = [
     "AnyScheduler",
@@ -45,10 +46,13 @@ _log = logging.getLogger(__name__)
 
 _LOCAL = ("sync", "threads", "processes")
 
-#: Super-tiles that a worker is given ahead, where there are very many, which are then short.
-#: Dask's 1.1 costs a message for each of them, 0.6 ms of the scheduler's time; with more given
-#: ahead, more are blamed for the death of a worker, and run alone.
-AHEAD = 4.0
+#: Seconds of super-tiles that a worker is given ahead where there are very many, and the most of
+#: them.  Dask's own two cost a message for each; with 25 they go many to a message, and a scheduler
+#: keeps up with half as many again (``benchmarks/bench_driver.py``).  But all that a worker was
+#: given is blamed for its death, and runs alone after it was killed for its memory.
+AHEAD_SECONDS, MOST_AHEAD = 0.5, 25
+#: What Dask gives a worker of one thread anyway.
+FEW_AHEAD = 2
 
 
 @contextmanager
@@ -231,9 +235,8 @@ def local_client(
         As for :func:`workers_of`.
     """
     workers = max(min(plan.slots, tasks), 1)
-    ahead = {"distributed.scheduler.worker-saturation": AHEAD} if tasks > ALL_AT_ONCE else {}
     with (
-        dask.config.set(ahead),
+        dask.config.set(_ahead(plan, tasks)),
         (how or Deferred()).started(workers, plan.memory_limit, check) as client,
     ):
         try:
@@ -242,3 +245,16 @@ def local_client(
             # What a worker says when it is stopped in the middle is no news to who stopped it.
             logging.getLogger("distributed").setLevel(logging.CRITICAL)
             raise
+
+
+def _ahead(plan: PlanBase, tasks: int) -> dict[str, float]:
+    """What a scheduler is configured with that gives workers short super-tiles many at a time.
+
+    Nothing where they are few, or it is not known that they are short.
+    """
+    if tasks <= ALL_AT_ONCE or not plan.seconds_per_patch:
+        return {}
+    patches = plan.cost.patches_run / plan.n_supertiles
+    seconds = Rates().supertile + plan.seconds_per_patch * patches
+    number = min(AHEAD_SECONDS / seconds, MOST_AHEAD)
+    return {"distributed.scheduler.worker-saturation": number} if number > FEW_AHEAD else {}
