@@ -16,6 +16,7 @@ import cloudpickle
 import numpy as np
 import pytest
 import zarr
+from botocore.utils import parse_timestamp
 from sample_s3 import KEY, SECRET, VALUES, options, process
 from zarr.abc.store import Store
 from zarr.core.buffer import default_buffer_prototype
@@ -156,6 +157,24 @@ class TestAccess:
         assert kept["config_kwargs"]["connect_timeout"] == s3.CONNECT
         assert kept["max_concurrency"] == 9
         assert "client_kwargs" not in kept
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            *("2026-11-29T10:00:00.000Z", "2026-11-29T10:00:00.123456Z", "2026-11-29T10:00:00Z"),
+            *("2026-11-29T10:00:00+01:00", "Sun, 29 Nov 2026 10:00:00 GMT", "1795946400"),
+            *("20261129T100000Z", 1795946400, 1795946400.5),
+        ],
+    )
+    def test_s3fs_reads_dates_as_botocore_does(self, port, text):
+        made = clients.filesystem("s3://bucket", json.dumps(options(port)), asynchronous=False)
+        made.ls("bucket")  # connects: with the session that it was given
+        factory = made.session.get_component("response_parser_factory")
+        found = factory._defaults["timestamp_parser"](text)
+        assert found == parse_timestamp(text)
+        assert found.utcoffset() == parse_timestamp(text).utcoffset()
+        with pytest.raises(ValueError, match="Invalid timestamp"):
+            factory._defaults["timestamp_parser"]("2026-13-29T10:00:00ZZ")
 
 
 class TestChoice:

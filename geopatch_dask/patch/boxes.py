@@ -19,6 +19,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from operator import lt
 from typing import Any
 
 __all__ = ["Box", "box_id", "hull"]
@@ -77,7 +78,7 @@ class Box:
 
     def __bool__(self) -> bool:
         """Whether the box holds at least one cell."""
-        return self.cells > 0
+        return all(map(lt, self.start, self.stop))
 
     def slices(self, origin: Sequence[int] | None = None) -> tuple[slice, ...]:
         """Index an array whose first cell is ``origin`` (default: cell 0 of every axis)."""

@@ -142,10 +142,15 @@ class Layout:
         covered = np.zeros(grid, bool)
         for box in done:
             covered[self._units(box, inner=True)] = True
-        return [t.ordinal for t in self if not covered[self._units(t.box, inner=False)].all()]
+        # A super-tile holds whole write units, or is all there is along an axis.
+        open_units = np.argwhere(~covered) * self.unit // self.tile
+        tiles = np.ravel_multi_index(tuple(open_units.T), self.counts)
+        return [int(ordinal) for ordinal in np.unique(tiles)]
 
     def overlapping(self, ordinals: Sequence[int], boxes: Sequence[Box]) -> list[int]:
         """Positions of the boxes that share cells with some of these super-tiles."""
+        if not ordinals:
+            return []
         taken = np.zeros([-(-n // u) for n, u in zip(self.shape, self.unit, strict=True)], bool)
         for ordinal in ordinals:
             taken[self._units(self.supertile(ordinal).box, inner=False)] = True

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import threading
 from collections.abc import Callable, Hashable, Mapping
+from datetime import datetime
 from functools import cache
 from importlib.util import find_spec
 from typing import Any, TypeVar
@@ -29,6 +31,8 @@ __all__ = ["CLIENTS", "authority", "bucket", "choose", "filesystem", "forget_cli
 #: What may be asked for.
 CLIENTS = ("auto", "fsspec", "obstore")
 _S3 = ("s3", "s3a")
+#: How S3 says when an object was written.
+_MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z")
 
 T = TypeVar("T")
 
@@ -106,9 +110,29 @@ def filesystem(url: str, options: str, *, asynchronous: bool) -> Any:
             fs = fsspec.core.url_to_fs(authority(url), **resolved)[0]
         if s3fs:
             fs.retries = 1  # on top of botocore's; the others are ours, and counted
+            fs.session = _session(fs.kwargs)
         return fs
 
     return _once(("fsspec", authority(url), options, asynchronous), build)
+
+
+def _session(options: Mapping[str, Any]) -> Any:
+    """The session that s3fs would make, but one that lists a third faster.
+
+    A listing has a date for every name, and botocore tries formats until one fits.
+    """
+    from aiobotocore.session import AioSession
+    from botocore.utils import parse_timestamp
+
+    def moment(value: Any) -> datetime:
+        if isinstance(value, str) and _MOMENT.fullmatch(value):
+            return datetime.fromisoformat(value)
+        found: datetime = parse_timestamp(value)
+        return found
+
+    session = AioSession(**options)
+    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=moment)
+    return session
 
 
 def bucket(url: str, options: str, prefix: str = "", *, many: bool = False) -> Any:

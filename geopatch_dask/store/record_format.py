@@ -24,9 +24,10 @@ super-tile again.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
+from operator import attrgetter
 from typing import Any, Literal
 
 from geopatch_dask.errors import RecordError
@@ -169,8 +170,8 @@ class Record:
             raise RecordError(
                 f"{name}: record version {raw.get('schema')!r}, this package reads {SCHEMA}"
             )
-        wrong = sorted(_FIELDS.symmetric_difference(raw))
-        if wrong:
+        if raw.keys() != _FIELDS:
+            wrong = sorted(_FIELDS.symmetric_difference(raw))
             what = "missing" if wrong[0] in _FIELDS else "unknown"
             raise RecordError(f"{name}: {what} field {wrong[0]!r}")
         try:
@@ -216,11 +217,11 @@ def _box(raw: Any) -> Box:
         and len(raw) == 2
         and all(isinstance(side, list) for side in raw)
         and len(raw[0]) == len(raw[1])
-        and all(type(v) is int for side in raw for v in side)
+        and set(map(type, raw[0] + raw[1])) <= {int}
     )
     if not sides_ok:
         raise RecordError(f"box {raw!r} is not [start, stop] in cells")
-    return Box.from_json(raw)
+    return Box(tuple(raw[0]), tuple(raw[1]))
 
 
 def _texts(raw: Any) -> tuple[str, ...]:
@@ -235,22 +236,27 @@ _COUNT = (
     *("retries", "failed_patches", "hollow_patches"),
     *("missing", "peak_rss", "pid", "schema"),
 )
+_texts_of, _counts_of = attrgetter(*_TEXT), attrgetter(*_COUNT)
 
 
 def _problem(record: Record) -> str:
     """Why these values are no record; "" when they are."""
-    for name in _TEXT:
-        if not isinstance(getattr(record, name), str):
-            return f"{name} is {getattr(record, name)!r}, not text"
-    for name in _COUNT:
-        value = getattr(record, name)
-        if type(value) is not int or value < 0:
-            return f"{name} is {value!r}, not a whole number"
+    # By the types that occur, not value by value: 100,000 records are read when a run continues.
+    if set(map(type, _texts_of(record))) != {str}:
+        for name in _TEXT:
+            if not isinstance(getattr(record, name), str):
+                return f"{name} is {getattr(record, name)!r}, not text"
+    counts = _counts_of(record)
+    if set(map(type, counts)) != {int} or min(counts) < 0:
+        for name in _COUNT:
+            value = getattr(record, name)
+            if type(value) is not int or value < 0:
+                return f"{name} is {value!r}, not a whole number"
     if not isinstance(record.box, Box):
         return f"box is {record.box!r}, not a Box"
     if record.state not in ("done", "empty", "failed"):
         return f"state is {record.state!r}, not done, empty or failed"
-    if not _is_map(record.seconds, int | float) or not all(
+    if not _is_map(record.seconds, int, float) or not all(
         0 <= v < float("inf") for v in record.seconds.values()
     ):
         return f"seconds are {record.seconds!r}, not times by phase"
@@ -267,13 +273,11 @@ def _problem(record: Record) -> str:
     return ""
 
 
-def _is_map(value: Any, kind: Any) -> bool:
-    # By the types that occur, not value by value: 100,000 records are checked when a run continues.
-    return (
-        isinstance(value, Mapping)
-        and all(issubclass(found, str) for found in set(map(type, value)))
-        and all(
-            issubclass(found, kind) and found is not bool
-            for found in set(map(type, value.values()))
-        )
-    )
+def _is_map(value: Any, *kinds: type) -> bool:
+    return isinstance(value, Mapping) and _are(value, str) and _are(value.values(), *kinds)
+
+
+def _are(values: Iterable[Any], *kinds: type) -> bool:
+    """Whether all are of these types, or of types derived from them; a bool is no number."""
+    found = set(map(type, values)).difference(kinds)
+    return not found or all(issubclass(kind, kinds) and kind is not bool for kind in found)

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from geopatch_dask.errors import RecordError, TargetError
 from geopatch_dask.patch.boxes import Box, box_id
@@ -32,9 +33,15 @@ __all__ = ["SCHEMA", "Ledger", "Record", "current_fingerprint", "fingerprints", 
 
 #: Characters of the fingerprint that name its folder.
 _SHORT = 8
-#: Up to here one thread reads; beyond it, latency counts and many do.
+#: One thread reads these, and sees how long a place takes to answer.
 _FEW = 64
+#: Seconds per object up to which it goes on alone.
+_QUICK = 2e-4
 _READERS = 32
+#: Records that are read before they are looked at: reading and parsing at the same time, in several
+#: threads, takes longer than one after the other.
+_GROUP = 2048
+T = TypeVar("T")
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -66,7 +73,7 @@ class Ledger:
     fingerprint: str
     problems: list[str] = field(default_factory=list, init=False, compare=False)
     _asked: bool = field(default=False, init=False, compare=False, repr=False)
-    _known: tuple[tuple[str, ...], tuple[int, ...]] | None = field(
+    _known: tuple[tuple[str, ...], Box] | None = field(
         default=None, init=False, compare=False, repr=False
     )
 
@@ -260,18 +267,14 @@ class Ledger:
         self.problems = []
         found = self._copied(tiles) if kind == "tiles" and len(tiles) >= FEW else []
 
-        def read(tile: str) -> Record | RecordError | None:
-            try:
-                return self._read(kind, tile, folder)
-            except RecordError as error:
-                return error
-
         seen = {record.id for record in found}
-        for record in _each(read, [tile for tile in tiles if tile not in seen]):
-            if isinstance(record, RecordError):
-                self.problems.append(str(record))
-            elif record is not None:
-                found.append(record)
+        read = _each(lambda tile: folder.read(f"{kind}/{tile}.json"), tiles.keys() - seen)
+        for tile, raw in read:
+            try:
+                if raw is not None:
+                    found.append(self._parsed(kind, tile, raw, folder))
+            except RecordError as error:
+                self.problems.append(str(error))
         return {record.id: record for record in sorted(found, key=lambda r: r.ordinal)}
 
     def _present(
@@ -298,11 +301,9 @@ class Ledger:
                 found.append(self._parsed("tiles", wanted[told], raw, self.folder))
         return found
 
-    def _read(self, kind: str, tile: str, folder: Location | None = None) -> Record | None:
-        name = _name(kind, tile)
-        folder = self.folder if folder is None else folder
-        raw = folder.read(name)
-        return None if raw is None else self._parsed(kind, tile, raw, folder)
+    def _read(self, kind: str, tile: str) -> Record | None:
+        raw = self.folder.read(_name(kind, tile))
+        return None if raw is None else self._parsed(kind, tile, raw, self.folder)
 
     def _parsed(self, kind: str, tile: str, raw: bytes, folder: Location) -> Record:
         """The record of a super-tile, if that is what these bytes are."""
@@ -332,16 +333,16 @@ class Ledger:
         """Refuse a record that speaks of other cells than those it is named after."""
         if self._cells is None:
             return
-        dims, shape = self._cells
+        dims, output = self._cells
         box = record.box
         if box.ndim != len(dims) or box_id(dims, box) != record.id:
             raise RecordError(f"its box {box.to_json()} is not the one it is named after")
-        if not box or not Box.of_shape(shape).contains(box):
+        if not box or not output.contains(box):
             raise RecordError(f"its box {box.to_json()} lies outside the output")
 
     @property
-    def _cells(self) -> tuple[tuple[str, ...], tuple[int, ...]] | None:
-        """Axes and shape of the output, as the recorded plan has them; None before there is one.
+    def _cells(self) -> tuple[tuple[str, ...], Box] | None:
+        """Axes and cells of the output, as the recorded plan has them; None before there is one.
 
         Asked of the plan beside the records, once, so that every reader knows them.
         """
@@ -356,7 +357,7 @@ class Ledger:
             if error.kind != "forbidden":
                 raise
         with suppress(KeyError, TypeError, ValueError):
-            self._known = tuple(layout["dims"]), tuple(map(int, layout["shape"]))
+            self._known = tuple(layout["dims"]), Box.of_shape(layout["shape"])
         self._asked = True
         return self._known
 
@@ -422,14 +423,21 @@ def _tile(name: str) -> str:
     return name.rpartition("/")[2].removesuffix(".json")
 
 
-def _each(
-    read: Callable[[str], Record | RecordError | None], tiles: Iterable[str]
-) -> list[Record | RecordError | None]:
-    tiles = list(tiles)
-    if len(tiles) <= _FEW:
-        return [read(tile) for tile in tiles]
-    size = min(_FEW, -(-len(tiles) // _READERS))
-    batches = [tiles[start : start + size] for start in range(0, len(tiles), size)]
-    with ThreadPoolExecutor(_READERS) as pool:
-        parts = pool.map(carried(lambda batch: [read(tile) for tile in batch]), batches)
-        return [found for part in parts for found in part]
+def _each(read: Callable[[str], T], tiles: Iterable[str]) -> Iterator[tuple[str, T]]:
+    """What is read of each, a group at a time, by one thread or by many.
+
+    Many help where it takes time until a place answers.  Where it does at once they only wait for
+    one another (Python runs one of them at a time), and take three times as long as one.
+    """
+    names = sorted(tiles)
+    quick, start, size = True, 0, _FEW
+    with ThreadPoolExecutor(_READERS) as pool:  # starts none that is not needed
+        while group := names[start : start + size]:
+            began = time.perf_counter()
+            if quick:
+                found = [read(name) for name in group]
+                quick = time.perf_counter() - began < _QUICK * len(group)
+            else:
+                found = list(pool.map(carried(read), group))
+            yield from zip(group, found, strict=True)
+            start, size = start + size, _GROUP
