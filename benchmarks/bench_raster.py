@@ -17,7 +17,7 @@ from common import floor, make_raster, result
 import geopatch_dask as gp
 
 SIZE = 8192
-ROUNDS = 3
+ROUNDS = 7
 LIMIT = 1.6
 
 

@@ -33,7 +33,7 @@ from geopatch_dask.execute.runs.runners import local_client
 
 SIZE = 8192
 CHUNK, SHARD, BLOCK = 512, 2048, 2048
-ROUNDS = 3
+ROUNDS = 7
 #: The throughput is to be at least 0.7 of the floor's.
 LIMIT = 1 / 0.7
 LAYOUTS: dict[str, int | None] = {"unsharded": None, "sharded": SHARD}
@@ -104,7 +104,7 @@ def ours(source: str, shards: int | None, client: Client) -> tuple[float, gp.Rep
 def measure(
     layout: str, source: str, pool: ProcessPoolExecutor, client: Client, clear: Callable[[], None]
 ) -> None:
-    """By turns, three times each; the ratio is that of the medians."""
+    """By turns, several times each; the ratio is that of the medians."""
     shards, floors, runs, phases = LAYOUTS[layout], [], [], {}
     for _ in range(ROUNDS):
         clear()
