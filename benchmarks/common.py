@@ -18,8 +18,10 @@ from rasterio.windows import Window
 BLOCK = 512
 
 
-def make_raster(path: Path, n: int, seed: int = 7) -> Path:
+def make_raster(path: Path, n: int, seed: int = 7, *, holes: bool = False) -> Path:
     """Write an ``n x n`` float32 fractal terrain, deflate with the float predictor, in strips.
+
+    With ``holes``, an eighth of each row is missing.
 
     Octaves of random grids, bilinearly interpolated; one decimal, as elevations have.
     """
@@ -42,6 +44,8 @@ def make_raster(path: Path, n: int, seed: int = 7) -> Path:
             strip = np.zeros((len(rows), n), np.float32)
             for spacing, grid in octaves:
                 strip += np.float32(spacing**0.8) * _bilinear(grid, rows, n, spacing)
+            if holes:
+                strip[:, n // 3 : n // 3 + n // 8] = np.nan
             window = Window(0, first, n, len(rows))
             target.write(np.round(strip * 10) / 10, 1, window=window)
     return path

@@ -73,7 +73,7 @@ def run_script(script: Path) -> tuple[list[Result], int]:
 
 
 def machine() -> dict[str, Any]:
-    """Return what the numbers depend on: processor count, system, Python and package versions."""
+    """Return what the numbers depend on: processors, system, Python and package versions."""
     versions: dict[str, str] = {}
     for package in PACKAGES:
         try:
@@ -82,11 +82,20 @@ def machine() -> dict[str, Any]:
             versions[package] = "not installed"
     return {
         "cores": os.cpu_count(),
+        "processor": processor(),
         "machine": platform.machine(),
         "system": platform.system(),
         "python": platform.python_version(),
         "versions": versions,
     }
+
+
+def processor() -> str:
+    """Return the name of the processor, as Linux has it; "" where nobody tells."""
+    listed = Path("/proc/cpuinfo")
+    lines = listed.read_text().splitlines() if listed.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
 
 
 def main(names: list[str]) -> int:

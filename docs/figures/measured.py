@@ -27,8 +27,8 @@ def table(found: dict[str, Any]) -> str:
     machine = found["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     lines = [
-        f"{machine['cores']} cores, {machine['system']} {machine['machine']}, "
-        f"Python {machine['python']}, {versions}:",
+        f"{machine['cores']} cores ({machine['processor'] or 'no name'}), {machine['system']} "
+        f"{machine['machine']}, Python {machine['python']}, {versions}:",
         "",
         "![Bars of all benchmarks, each as a share of its limit](images/measured.png)",
         "",
