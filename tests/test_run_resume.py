@@ -17,7 +17,7 @@ import pytest
 from sample_operators import Counted, FailsAt, notes
 
 import geopatch_dask as gp
-from geopatch_dask.store.template import reopen
+from geopatch_dask.store.target import reopen
 from geopatch_dask.testing import assert_same_bytes, merged, read_back
 
 TILE = 20

@@ -16,7 +16,9 @@ from geopatch_dask.errors import OptionError
 from geopatch_dask.patch.boxes import Box
 from geopatch_dask.patch.domain import Coordinate, GridDomain, RasterDomain
 from geopatch_dask.store import georef
-from geopatch_dask.store.template import ArraySpec, create, finish, open_array, write_region
+from geopatch_dask.store.regions import write_region
+from geopatch_dask.store.target import finish, open_array
+from geopatch_dask.store.template import ArraySpec, create
 
 pytest.importorskip("rioxarray", reason="the acceptance test opens outputs with rioxarray")
 pytest.importorskip("odc.geo.xr", reason="the acceptance test opens outputs with odc-geo")

@@ -13,7 +13,8 @@ from zarr.storage import MemoryStore
 from geopatch_dask.errors import OptionError
 from geopatch_dask.patch.domain import Coordinate, GridDomain
 from geopatch_dask.store import labels
-from geopatch_dask.store.template import ArraySpec, create, finish
+from geopatch_dask.store.target import finish
+from geopatch_dask.store.template import ArraySpec, create
 
 LABELS = {
     "ns": np.array(["2001-01-01", "2001-01-01T00:00:00.000000001", "1969-12-31"], "datetime64[ns]"),

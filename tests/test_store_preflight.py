@@ -25,8 +25,9 @@ from geopatch_dask.store.backends import forget_clients
 from geopatch_dask.store.location import Location
 from geopatch_dask.store.preflight import preflight
 from geopatch_dask.store.records import Ledger, Record, now
+from geopatch_dask.store.regions import write_region
 from geopatch_dask.store.tables import folder_of
-from geopatch_dask.store.target import MEMBERS, existing_root
+from geopatch_dask.store.target import MEMBERS, existing_root, finish, open_array, open_target
 
 FINGERPRINT = "abcdef01" * 8
 
@@ -232,17 +233,15 @@ class TestWithoutListing:
         assert template.create(place, [spec], domain, attrs)
         assert not template.create(place, [spec], domain, attrs)
         values = np.random.default_rng(0).normal(size=(40, 40))
-        template.write_region(template.open_array(place, "data"), Box((0, 0), (40, 40)), values)
-        template.finish(place)
+        write_region(open_array(place, "data"), Box((0, 0), (40, 40)), values)
+        finish(place)
         assert existing_root(place)["attributes"][MEMBERS] == ["data", "y", "x", "spatial_ref"]
-        dataset = template.open_target(Location(place.url))
+        dataset = open_target(Location(place.url))
         np.testing.assert_array_equal(dataset["data"].values, values)
         assert dataset["spatial_ref"].attrs["crs_wkt"]
         with pytest.raises(TargetError, match="may not list what there is to delete"):
             template.create(place, [spec], domain, attrs, overwrite=True)
-        np.testing.assert_array_equal(
-            template.open_target(Location(place.url))["data"].values, values
-        )
+        np.testing.assert_array_equal(open_target(Location(place.url))["data"].values, values)
 
     @pytest.mark.filterwarnings("ignore::geopatch_dask.UncoveredWarning")
     @pytest.mark.parametrize("suffix", ["", ".parquet"])

@@ -14,14 +14,9 @@ from zarr.storage import MemoryStore, WrapperStore
 from geopatch_dask.errors import AlignmentError, OptionError, TargetError
 from geopatch_dask.patch.boxes import Box
 from geopatch_dask.patch.domain import GridDomain
-from geopatch_dask.store.template import (
-    ArraySpec,
-    create,
-    open_array,
-    sync_region,
-    write_region,
-    write_unit,
-)
+from geopatch_dask.store.regions import sync_region, write_region, write_unit
+from geopatch_dask.store.target import open_array
+from geopatch_dask.store.template import ArraySpec, create
 
 NAN = float("nan")
 

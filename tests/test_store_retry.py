@@ -41,8 +41,8 @@ from geopatch_dask.retries import (
     repetitions,
     take_retries,
 )
-from geopatch_dask.store import template
 from geopatch_dask.store.location import Location
+from geopatch_dask.store.regions import write_region
 from geopatch_dask.store.retry import RetryStore, innermost, patient
 
 BUFFER = default_buffer_prototype()
@@ -350,7 +350,7 @@ class TestStore:
             array = zarr.create_array(
                 store, shape=values.shape, chunks=(20, 20), shards=shards, dtype="float64"
             )
-            template.write_region(array, Box((0, 0), values.shape), values)
+            write_region(array, Box((0, 0), values.shape), values)
             again = zarr.open_array(store, mode="r")
             np.testing.assert_array_equal(again[:], values)
             np.testing.assert_array_equal(again[13:57, 5:6], values[13:57, 5:6])

@@ -32,7 +32,9 @@ from geopatch_dask.store import clients, template
 from geopatch_dask.store.backends import forget_clients
 from geopatch_dask.store.location import Location
 from geopatch_dask.store.records import Ledger
+from geopatch_dask.store.regions import write_region
 from geopatch_dask.store.retry import RetryStore
+from geopatch_dask.store.target import finish, open_array, open_target
 
 #: Variables that any client may read; tests start without them.
 VARIABLES = (
@@ -308,13 +310,13 @@ class TestStores:
         spec = template.ArraySpec("data", "float32", ("y", "x"), values.shape, (50, 50), shards)
         assert template.create(place, [spec], domain)
         assert not template.create(place, [spec], domain)
-        array = template.open_array(place, "data")
+        array = open_array(place, "data")
         assert place.is_local or isinstance(array.store, RetryStore)
         for top in (0, 100):
             box = Box((top, 0), (min(top + 100, values.shape[0]), values.shape[1]))
-            template.write_region(array, box, values[box.slices()])
-        template.finish(place)
-        np.testing.assert_array_equal(template.open_target(place)["data"].values, values)
+            write_region(array, box, values[box.slices()])
+        finish(place)
+        np.testing.assert_array_equal(open_target(place)["data"].values, values)
         return sync(digests(place.zarr_store()))
 
     @pytest.mark.parametrize("shards", [None, (100, 100)])
@@ -330,7 +332,7 @@ class TestStores:
             # and read by another one
             other = Location(url, options(port))
             assert other.client_name == "obstore"
-            np.testing.assert_array_equal(template.open_target(other)["data"].values, values)
+            np.testing.assert_array_equal(open_target(other)["data"].values, values)
 
     @pytest.mark.parametrize("client", ["fsspec", "obstore"])
     def test_an_opened_target_travels_without_client_or_secret(self, port, client):
@@ -341,7 +343,7 @@ class TestStores:
             again = pickle.loads(pickle.dumps(store))
             assert isinstance(again, RetryStore)
             assert again.read_only == store.read_only
-        sent = cloudpickle.dumps(template.open_target(place)["data"])
+        sent = cloudpickle.dumps(open_target(place)["data"])
         for secret in VALUES.values():
             assert secret.encode() not in sent
         np.testing.assert_array_equal(pickle.loads(sent).values, values)
@@ -355,7 +357,7 @@ class TestStores:
         store = FsspecStore.from_url(f"s3://bucket/{uuid.uuid4().hex}", storage_options=given)
         values = np.random.default_rng(0).normal(size=(100, 90)).astype("float32")
         assert self.made(Location.of(store), None, values)
-        field = gp.XarrayField(template.open_target(store), "data")
+        field = gp.XarrayField(open_target(store), "data")
         np.testing.assert_array_equal(field.read(Box((3, 4), (50, 60))), values[3:50, 4:60])
 
     def test_a_field_from_a_bucket(self, port):

@@ -17,17 +17,16 @@ from geopatch_dask.errors import AlignmentError, OptionError, TargetError
 from geopatch_dask.patch.boxes import Box
 from geopatch_dask.patch.domain import Coordinate, GridDomain, RasterDomain
 from geopatch_dask.store.location import Location
-from geopatch_dask.store.template import (
-    ArraySpec,
+from geopatch_dask.store.regions import write_region
+from geopatch_dask.store.target import (
     IncompleteWarning,
-    create,
     finish,
     is_complete,
     open_array,
     open_target,
     reopen,
-    write_region,
 )
+from geopatch_dask.store.template import ArraySpec, create
 
 RASTER = RasterDomain(
     ("y", "x"), (12, 9), {}, "EPSG:32633", transform=(10.0, 0.0, 5e5, 0.0, -10.0, 4e6)

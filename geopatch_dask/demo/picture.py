@@ -18,7 +18,7 @@ from geopatch_dask.patch.boxes import Box, hull
 from geopatch_dask.planning.core import PlanBase
 from geopatch_dask.planning.drawing import draw_states, pyplot
 from geopatch_dask.store.records import Record
-from geopatch_dask.store.template import open_array
+from geopatch_dask.store.target import open_array
 
 __all__ = ["Comparison", "Scenery", "compare", "draw"]
 

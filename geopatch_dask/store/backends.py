@@ -162,8 +162,8 @@ class LocalBackend:
         return LocalStore(self.root, read_only=read_only)
 
 
-class FsspecBackend:
-    """A folder of an fsspec filesystem.
+class _AtUrl:
+    """A folder at a URL.
 
     Parameters
     ----------
@@ -175,6 +175,10 @@ class FsspecBackend:
     def __init__(self, url: str, options: dict[str, Any] | None) -> None:
         self.url = url
         self.options = json.dumps(options or {}, sort_keys=True)
+
+
+class FsspecBackend(_AtUrl):
+    """A folder of an fsspec filesystem."""
 
     def read(self, name: str) -> bytes | None:
         fs, root = self._client()
@@ -246,19 +250,8 @@ class FsspecBackend:
         return fs, str(fs._strip_protocol(self.url))
 
 
-class ObstoreBackend:
-    """A folder of an S3 bucket, through obstore.
-
-    Parameters
-    ----------
-    url : str
-    options : mapping or None
-        Storage options in which credentials are still ``"env:NAME"``.
-    """
-
-    def __init__(self, url: str, options: dict[str, Any] | None) -> None:
-        self.url = url
-        self.options = json.dumps(options or {}, sort_keys=True)
+class ObstoreBackend(_AtUrl):
+    """A folder of an S3 bucket, through obstore."""
 
     def read(self, name: str) -> bytes | None:
         import obstore

@@ -73,7 +73,7 @@ def write_region(
     Parameters
     ----------
     array : zarr.Array
-        From :func:`~geopatch_dask.store.template.open_array`.
+        From :func:`~geopatch_dask.store.target.open_array`.
     box : Box, cells of the array
         Starts at a multiple of the write unit on every axis; ends at one or with the array.
     data : ndarray, shape ``box.shape``, dtype of the array

@@ -10,8 +10,9 @@ A template costs the same for a megabyte and for a petabyte: metadata, 1-D label
 It is built in memory first, then copied, the group's document first.  That order is what makes a
 crash harmless at every step: the group says whose it is (``geopatch:template``, a digest of
 everything that defines the template) and is finished only when it says so
-(``geopatch:complete``, written by :func:`finish` in one atomic replacement).  Whoever finds the
-same digest, after a crash or in a race, adds what is missing and goes on.
+(``geopatch:complete``, written in one atomic replacement by
+:func:`~geopatch_dask.store.target.finish`).  Whoever finds the same digest, after a crash or in a
+race, adds what is missing and goes on.
 
 Replacing a target goes through a tombstone, so that a crash in the middle leaves neither a result
 that looks finished nor records of data that is gone::
@@ -38,7 +39,7 @@ from geopatch_dask.patch.domain import GridDomain
 from geopatch_dask.store import georef, labels
 from geopatch_dask.store.location import Location
 from geopatch_dask.store.preflight import PROBE
-from geopatch_dask.store.regions import sync_region, write_region, write_unit
+from geopatch_dask.store.regions import write_unit
 from geopatch_dask.store.target import (
     COMPLETE,
     DELETING,
@@ -47,32 +48,14 @@ from geopatch_dask.store.target import (
     STATE,
     TABLE_NAMES,
     TABLES,
-    IncompleteWarning,
     drop_orphans,
-    finish,
     holds_one_table,
-    is_complete,
-    open_array,
-    open_target,
     read_root,
     refuse_leftovers,
-    reopen,
     root_name,
 )
 
-__all__ = [
-    "ArraySpec",
-    "IncompleteWarning",
-    "create",
-    "finish",
-    "is_complete",
-    "open_array",
-    "open_target",
-    "reopen",
-    "sync_region",
-    "write_region",
-    "write_unit",
-]
+__all__ = ["LABEL_CHUNK", "ArraySpec", "create"]
 
 #: Version of what this module writes.
 SCHEMA = 1

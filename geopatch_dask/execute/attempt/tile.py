@@ -42,9 +42,9 @@ from geopatch_dask.store.backends import forget_clients
 from geopatch_dask.store.bundles import packed
 from geopatch_dask.store.marks import claim, is_erasable, settle
 from geopatch_dask.store.records import Ledger, Record
+from geopatch_dask.store.regions import sync_region, write_region
 from geopatch_dask.store.tables import delete_parts, write_part
-from geopatch_dask.store.target import is_complete, reopen
-from geopatch_dask.store.template import open_array, sync_region, write_region
+from geopatch_dask.store.target import is_complete, open_array, reopen
 
 __all__ = ["finish_tile", "give_up", "run_tile"]
 

@@ -239,6 +239,7 @@ class OnCluster:
         self._names: dict[Any, tuple[int, int, int]] = {}  # ordinal, attempt, and with which head
         self._giving_up: dict[int, tuple[GiveUp, int]] = {}
         self._looked, self._slots, self._sent = 0.0, 0, 0
+        self._pause = LINGER
         self._losses = Losses(plan, client)
         self._topic = topic(self.short)
         self._head = Head(plan, policy, client, check)
@@ -327,8 +328,10 @@ class OnCluster:
         """Keys of attempts that have ended, and what workers told, after some waiting."""
         until = time.monotonic() + seconds
         while self._crowd:
-            found = _drained(self._ended, LINGER)
+            found = _drained(self._ended, self._pause)
             found += [key for key in self._crowd if self._futures[key].done()]
+            # To look at 10 000 takes some ms: less often where they take long.
+            self._pause = LINGER if found else max(LINGER, min(2 * self._pause, seconds))
             if found or time.monotonic() >= until:
                 return found
         return _drained(self._ended, seconds, LINGER if len(self._futures) > MANY else 0)

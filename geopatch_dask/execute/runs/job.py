@@ -49,7 +49,7 @@ from geopatch_dask.report.status import Status, status
 from geopatch_dask.store.jobs import RunState, announce, cancel, forget_run, runs, said, take_up
 from geopatch_dask.store.location import Location
 from geopatch_dask.store.records import Ledger, current_fingerprint
-from geopatch_dask.store.template import is_complete
+from geopatch_dask.store.target import is_complete
 
 __all__ = ["Job", "attach", "submit"]
 

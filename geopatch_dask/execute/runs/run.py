@@ -37,7 +37,7 @@ from geopatch_dask.retries import counting
 from geopatch_dask.store.bundles import Bundler
 from geopatch_dask.store.jobs import RunState
 from geopatch_dask.store.records import Ledger
-from geopatch_dask.store.template import is_complete
+from geopatch_dask.store.target import is_complete
 
 __all__ = ["Progress", "Share", "execute", "parse_share"]
 

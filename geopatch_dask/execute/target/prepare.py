@@ -14,8 +14,16 @@ from geopatch_dask.planning.core import PlanBase, read_plan
 from geopatch_dask.planning.identity import MENDED, differing, digest
 from geopatch_dask.store.records import Ledger, Record
 from geopatch_dask.store.tables import drop_strays, forget, parts, write_schema
-from geopatch_dask.store.target import FINGERPRINT, TABLE_NAMES, finish, owner, read_root
-from geopatch_dask.store.template import ArraySpec, create, is_complete, reopen
+from geopatch_dask.store.target import (
+    FINGERPRINT,
+    TABLE_NAMES,
+    finish,
+    is_complete,
+    owner,
+    read_root,
+    reopen,
+)
+from geopatch_dask.store.template import ArraySpec, create
 
 __all__ = [
     "FINGERPRINT",
