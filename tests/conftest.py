@@ -79,3 +79,22 @@ def client() -> Iterator[object]:
         Client(cluster, set_as_default=False) as found,
     ):
         yield found
+
+
+@pytest.fixture
+def tcp_client() -> Iterator[object]:
+    """A client of two workers in this process, by TCP: a connection that a test can break."""
+    from distributed import Client, LocalCluster
+
+    with (
+        LocalCluster(
+            n_workers=2,
+            threads_per_worker=1,
+            processes=False,
+            protocol="tcp://",
+            host="127.0.0.1",
+            dashboard_address=None,
+        ) as cluster,
+        Client(cluster.scheduler_address, set_as_default=False) as found,
+    ):
+        yield found

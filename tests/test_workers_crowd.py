@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from dask.base import tokenize
-from distributed import Client, LocalCluster
+from distributed import Client
 
 import geopatch_dask as gp
 from geopatch_dask.execute.attempt.policy import Policy
@@ -37,17 +36,6 @@ def nothing(plan: Any, ordinal: int, context: Any, policy: Any, attempt: int) ->
     return Outcome(ordinal, plan.supertile(ordinal).id, "done", attempt=attempt)
 
 
-@pytest.fixture(scope="module")
-def client() -> Iterator[Client]:
-    options: dict[str, Any] = {"protocol": "tcp://", "host": "127.0.0.1", "dashboard_address": None}
-    with (
-        LocalCluster(n_workers=2, threads_per_worker=1, processes=False, **options) as cluster,
-        # By TCP: nothing breaks within a process.
-        Client(cluster.scheduler_address, set_as_default=False) as found,
-    ):
-        yield found
-
-
 def planned(target: Path, side: int) -> gp.Plan:
     """A plan of side x side super-tiles."""
     patcher = gp.Patcher(gp.Rectangular(4), gp.RegularStride(4), gp.Boxcar(), gp.Max())
@@ -65,9 +53,9 @@ def plan(tmp_path: Path) -> gp.Plan:
 @pytest.mark.cluster
 class TestCrowd:
     def test_each_is_told_once_and_what_was_stopped_is_not(
-        self, client: Client, plan: gp.Plan
+        self, tcp_client: Client, plan: gp.Plan
     ) -> None:
-        workers = OnCluster(plan, Policy(), client, run=nothing)
+        workers = OnCluster(plan, Policy(), tcp_client, run=nothing)
         stopped = [Stop(i, 1) for i in range(0, N, 50)]
         heard: list[Any] = []
         try:
@@ -90,7 +78,7 @@ class TestCrowd:
         assert failed[0].error["type"] == "MemoryError"
 
     def test_a_connection_that_breaks_and_comes_back_costs_nothing(
-        self, client: Client, plan: gp.Plan, monkeypatch: pytest.MonkeyPatch
+        self, tcp_client: Client, plan: gp.Plan, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(module, "LINGER", 0.01)
         todo = [i for i in range(N) if i != BAD]
@@ -99,9 +87,9 @@ class TestCrowd:
         def seen(outcome: Outcome) -> None:
             ended.append(outcome)
             if len(ended) == N // 3:
-                client.loop.add_callback(client.scheduler_comm.comm.abort)
+                tcp_client.loop.add_callback(tcp_client.scheduler_comm.comm.abort)
 
-        drive(todo, OnCluster(plan, Policy(), client, run=nothing), Policy(), seen)
+        drive(todo, OnCluster(plan, Policy(), tcp_client, run=nothing), Policy(), seen)
         assert sorted((o.ordinal, o.state, o.attempt) for o in ended) == [
             (i, "done", 1) for i in todo
         ]

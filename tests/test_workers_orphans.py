@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from distributed import Client, LocalCluster
+from distributed import Client
 from distributed.client import FutureCancelledError
 
 import geopatch_dask as gp
@@ -165,20 +165,9 @@ def slow(plan: Any, ordinal: int, context: Any, policy: Any, attempt: int) -> Ou
     return Outcome(ordinal, plan.supertile(ordinal).id, "done", attempt=attempt)
 
 
-@pytest.fixture
-def client() -> Iterator[Client]:
-    options: dict[str, Any] = {"protocol": "tcp://", "host": "127.0.0.1", "dashboard_address": None}
-    with (
-        LocalCluster(n_workers=2, threads_per_worker=1, processes=False, **options) as cluster,
-        # By TCP: nothing breaks within a process.
-        Client(cluster.scheduler_address, set_as_default=False) as found,
-    ):
-        yield found
-
-
 @pytest.mark.cluster
 def test_a_connection_that_breaks_and_comes_back_costs_nothing(
-    client: Client, plan: gp.Plan
+    tcp_client: Client, plan: gp.Plan
 ) -> None:
     ended: list[Outcome] = []
     events: list[Event] = []
@@ -186,9 +175,9 @@ def test_a_connection_that_breaks_and_comes_back_costs_nothing(
     def seen(outcome: Outcome) -> None:
         ended.append(outcome)
         if len(ended) in (3, 9):
-            client.loop.add_callback(client.scheduler_comm.comm.abort)
+            tcp_client.loop.add_callback(tcp_client.scheduler_comm.comm.abort)
 
-    workers = OnCluster(plan, Policy(), client, run=slow)
+    workers = OnCluster(plan, Policy(), tcp_client, run=slow)
     drive(range(16), workers, Policy(), seen, on_events=lambda heard, _: events.extend(heard))
     assert sorted((o.ordinal, o.state, o.attempt) for o in ended) == [
         (i, "done", 1) for i in range(16)
